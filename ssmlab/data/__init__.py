@@ -1,0 +1,7 @@
+"""From files to batches: sources, tokenizers and the pipeline between them."""
+
+from ssmlab.data.pipeline import Data
+from ssmlab.data.sources import SPLITS, ArrayRecord, EmptySplit, StandardLibrary, Text, Tokens
+from ssmlab.data.tokenizers import Bytes, HFTokenizer, RWKVWorld
+
+__all__ = ['SPLITS', 'ArrayRecord', 'Bytes', 'Data', 'EmptySplit', 'HFTokenizer', 'RWKVWorld', 'StandardLibrary', 'Text', 'Tokens']
