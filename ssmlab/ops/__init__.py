@@ -1,0 +1,2 @@
+from ssmlab.ops.diagonal_recurrence import diagonal_recurrence
+from ssmlab.ops.linear_recurrence import linear_recurrence

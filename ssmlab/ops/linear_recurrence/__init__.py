@@ -1,0 +1,121 @@
+"""The matrix-state linear recurrence: one operator for RetNet, Mamba-2, mLSTM, GLA, HGRN2, RWKV-5/6/7, DeltaNet, Gated DeltaNet and KDA."""
+
+import jax
+import jax.numpy as jnp
+
+from ssmlab.ops import segments
+from ssmlab.ops.linear_recurrence.associative import associative
+from ssmlab.ops.linear_recurrence.chunked import chunked
+from ssmlab.ops.linear_recurrence.reference import sequential
+
+IMPLEMENTATIONS = ('auto', 'sequential', 'associative', 'chunked')
+
+
+def linear_recurrence(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None = None,
+    a: jax.Array | None = None,
+    b: jax.Array | None = None,
+    bonus: jax.Array | None = None,
+    initial: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    implementation: str = 'auto',
+    chunk: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """o_t = S_t^T q_t  with  S_t = diag(exp g_t) S_{t-1} + b_t (x) (a_t^T S_{t-1}) + k_t (x) v_t; returns (o, final state).
+
+  With `bonus` u the token is read before it is written, as in RWKV-5 and 6:  o_t = (S_{t-1} + diag(u) k_t (x) v_t)^T q_t.
+
+  q, k: [batch, time, heads, key].  v: [batch, time, heads, value].
+  log_decay: g, natural logarithm, <= 0.  One number per head ([batch, time, heads], or what broadcasts to it with three axes, or [heads]
+    for a constant), or one per key channel ([batch, time, heads, key], or what broadcasts to it with four axes, or [heads, key]); None
+    is no decay.  A positive value cannot be seen when traced and is not checked: sums of it overflow.
+  a, b: [batch, time, heads, key], both or neither; a reads the state before the decay.
+  bonus: u, [heads, key].
+  initial: S_0, [batch, heads, key, value]; zeros when None.  It belongs to the document of the call's first real token.
+  segment_ids: int32 [batch, time], see `ops.segments`.  Padding (id 0) leaves the state untouched and its o is 0; the first token of
+    every document but the call's first finds an empty state.
+  implementation: 'sequential' is the definition, a `lax.scan` over tokens; 'associative' a `lax.associative_scan` that holds a state per
+    token (with a and b a transition matrix per token), for tests and short inputs; 'chunked' is matrix products over chunks of tokens,
+    safe for any decay, whose gradient stores inputs and chunk boundary states only; 'auto' is sequential up to _SEQUENTIAL tokens and
+    chunked beyond.  'chunked' has a reverse-mode gradient only.
+  chunk: tokens per chunk of the chunked form, rounded up to a power of two; None chooses.
+
+  Returns o [batch, time, heads, value] in v's dtype and the final state [batch, heads, key, value] in float32.  Arithmetic is float32
+  (float64, state included, where any input is float64).
+
+  Settings: GLA, HGRN2, Mamba-2 (q=C, k=dt*B, v=x, g=dt*A), RetNet: a = b = None.  DeltaNet: a=-k, b=beta*k, write key beta*k.  Gated
+  DeltaNet and KDA: a=-exp(g)*k, b=beta*k, write key beta*k.  RWKV-7: a=-kappa, b=kappa*iclr.  RWKV-5/6: bonus.
+
+  Raises ValueError on an unknown implementation, on a without b, and on shapes that do not fit.
+  Source: Dao & Gu, arXiv 2405.21060 (scalar decay in chunks); Yang et al., arXiv 2312.06635 (vector decay) and 2406.06484 (rank-one term).
+  """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f'implementation={implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}')
+  log_decay = _expand_decay(q.shape, log_decay)
+  _check_shapes(q, k, v, log_decay, a, b, bonus, initial, segment_ids, chunk)
+  batch, time, heads, key = q.shape
+  given = [x for x in (q, k, v, log_decay, a, b, bonus, initial) if x is not None]
+  dtype = jnp.result_type(jnp.float32, *given)
+  out_dtype = v.dtype
+  if initial is None:
+    initial = jnp.zeros((batch, heads, key, v.shape[-1]), dtype)
+  if time == 0:
+    return v, initial.astype(dtype)
+  if implementation == 'auto':
+    implementation = 'sequential' if time <= _SEQUENTIAL else 'chunked'
+  tokens = dict(q=q, k=k, v=v, a=a, b=b, log_decay=log_decay, starts=None)
+  if segment_ids is not None:
+    tokens = _silence_padding(tokens, segments.real(segment_ids)) | dict(starts=segments.starts(segment_ids))
+  bonus = None if bonus is None else bonus.astype(dtype)
+  initial = initial.astype(dtype)
+  if implementation == 'chunked':
+    o, state = chunked(tokens, bonus, initial, chunk)
+  else:
+    wide = {name: x if x is None or name == 'starts' else x.astype(dtype) for name, x in tokens.items()}
+    o, state = (sequential if implementation == 'sequential' else associative)(wide, bonus, initial)
+  return o.astype(out_dtype), state
+
+
+_SEQUENTIAL = 16
+
+
+def _expand_decay(shape: tuple[int, ...], log_decay: jax.Array | None) -> jax.Array | None:
+  """log_decay as [batch, time, heads, key], or [batch, time, heads, 1] where it is one number per head."""
+  if log_decay is None:
+    return None
+  forms = {1: shape[2:3], 2: shape[2:], 3: shape[:3], 4: shape}
+  target = forms.get(log_decay.ndim)
+  if target is None or any(n not in (1, m) for n, m in zip(log_decay.shape, target)):
+    raise ValueError(f'log_decay has shape {log_decay.shape}; expected one that broadcasts to [batch, time, heads, key] = {shape}, to '
+                     f'[batch, time, heads] = {shape[:3]}, or constant [heads] or [heads, key]')
+  per_head = log_decay.ndim in (1, 3)
+  log_decay = log_decay[..., None] if per_head else log_decay
+  return jnp.broadcast_to(log_decay, shape[:3] + (1 if per_head else shape[3],))
+
+
+def _check_shapes(q, k, v, log_decay, a, b, bonus, initial, segment_ids, chunk) -> None:
+  if q.ndim != 4:
+    raise ValueError(f'q has shape {q.shape}; expected [batch, time, heads, key]')
+  batch, time, heads, key = q.shape
+  if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
+    raise ValueError(f'v has shape {v.shape}; expected [batch, time, heads, value] = {q.shape[:3]} and any value size')
+  if (a is None) != (b is None):
+    raise ValueError(f'{"a" if a is None else "b"} is None; a and b are given both or neither')
+  per_token = '[batch, time, heads, key]', q.shape
+  expected = {'k': (k, *per_token), 'a': (a, *per_token), 'b': (b, *per_token), 'bonus': (bonus, '[heads, key]', (heads, key)),
+              'initial': (initial, '[batch, heads, key, value]', (batch, heads, key, v.shape[-1])),
+              'segment_ids': (segment_ids, '[batch, time]', (batch, time))}
+  for name, (x, axes, shape) in expected.items():
+    if x is not None and x.shape != shape:
+      raise ValueError(f'{name} has shape {x.shape}; expected {axes} = {shape}')
+  if chunk is not None and chunk < 1:
+    raise ValueError(f'chunk={chunk}; expected a positive number of tokens')
+
+
+def _silence_padding(tokens: dict, is_real: jax.Array) -> dict:
+  """Padding neither writes (k, v, a, b are 0), nor decays (log decay 0), nor reads (q is 0)."""
+  mask = is_real[:, :, None, None]
+  return {name: x if x is None else jnp.where(mask, x, jnp.zeros((), x.dtype)) for name, x in tokens.items()}
