@@ -5,6 +5,7 @@ document's last id predicts `end`.  On disk: <cache>/<key>/{tokens.npy, starts.n
 and then renamed, so that it is complete or does not exist.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,12 +15,12 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 
-from ssmlab.data.sources import Source, Tokens
+from ssmlab.data.sources import Source
 from ssmlab.data.tokenizers import Tokenizer
 
 LAYOUT = 1          # part of the key: raise it when the layout or a reader changes what is stored
@@ -51,39 +52,42 @@ def load(source: Source, tokenizer: Tokenizer, split: str) -> Corpus:
 def _load(source: Source, tokenizer: Tokenizer, split: str, folder: str) -> Corpus:
   if not os.path.isdir(folder):
     try:
-      os.makedirs(os.path.dirname(folder), exist_ok=True)
-      temporary = tempfile.mkdtemp(prefix='.partial-', dir=os.path.dirname(folder))
+      _make(source, tokenizer, split, folder)
     except OSError as error:
       logging.getLogger(__name__).warning('%s cannot be written (%s): tokenising in memory, again in every run; set SSMLAB_CACHE',
                                           os.path.dirname(folder), error.strerror)
       return _in_memory(source, tokenizer, split)
-    try:
-      _write(source, tokenizer, split, temporary)
-      _publish(temporary, folder)
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
   with open(os.path.join(folder, 'about.json'), encoding='utf-8') as file:
     about = json.load(file)
   return Corpus(np.load(os.path.join(folder, 'tokens.npy'), mmap_mode='r'), np.load(os.path.join(folder, 'starts.npy')), about)
 
 
-def _publish(temporary: str, folder: str) -> None:
-  """Gives the finished folder its name, unless another process was faster: then its copy is as good."""
+def _make(source: Source, tokenizer: Tokenizer, split: str, folder: str) -> None:
+  """Writes the split under another name, then gives the finished folder its own."""
+  os.makedirs(os.path.dirname(folder), exist_ok=True)
+  temporary = tempfile.mkdtemp(prefix='.partial-', dir=os.path.dirname(folder))
   try:
+    with _synced(os.path.join(temporary, 'tokens.npy')) as file:
+      starts, about = _tokenise(source, tokenizer, split, file)
+    with _synced(os.path.join(temporary, 'starts.npy')) as file:
+      np.save(file, starts)
+    with _synced(os.path.join(temporary, 'about.json')) as file:
+      file.write(json.dumps(about).encode())
     os.rename(temporary, folder)
   except OSError:
-    if not os.path.isdir(folder):
+    if not os.path.isdir(folder):      # else another process was faster, and its copy is as good
       raise
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(source: Source, tokenizer: Tokenizer, split: str, folder: str) -> None:
-  with open(os.path.join(folder, 'tokens.npy'), 'wb') as file:
-    starts, about = _tokenise(source, tokenizer, split, file)
+@contextlib.contextmanager
+def _synced(path: str) -> Iterator[BinaryIO]:
+  """A file whose content is on the disk before the folder gets its name."""
+  with open(path, 'wb') as file:
+    yield file
     file.flush()
     os.fsync(file.fileno())
-  np.save(os.path.join(folder, 'starts.npy'), starts)
-  with open(os.path.join(folder, 'about.json'), 'w', encoding='utf-8') as file:
-    json.dump(about, file)
 
 
 def _in_memory(source: Source, tokenizer: Tokenizer, split: str) -> Corpus:
@@ -95,26 +99,25 @@ def _in_memory(source: Source, tokenizer: Tokenizer, split: str) -> Corpus:
 
 def _tokenise(source: Source, tokenizer: Tokenizer, split: str, file: BinaryIO) -> tuple[np.ndarray, dict]:
   """Writes the split to `file` as .npy, document by document; returns the starts and the facts about it."""
-  given = isinstance(source, Tokens)
-  dtype = np.dtype('<u2' if (source.largest() < 1 << 16 if given else tokenizer.vocab <= 1 << 16) else '<u4')
+  given = source.largest() is not None
+  last = max(source.largest(), end_of(source, tokenizer)) if given else tokenizer.vocab - 1
+  dtype = np.dtype('<u2' if last < 1 << 16 else '<u4')
   end = np.array([end_of(source, tokenizer)], dtype)
   starts, position, size, digest = [], 0, 0, hashlib.sha256()
 
   def put(ids: np.ndarray) -> None:
-    data = np.ascontiguousarray(ids, dtype).data
-    file.write(data)
-    digest.update(data)
+    for at in range(0, len(ids), BLOCK):
+      data = np.ascontiguousarray(ids[at:at + BLOCK], dtype).data
+      file.write(data)
+      digest.update(data)
 
   header = _header(file, dtype, 0)
-  for name, document in source.documents(split):
+  for ids, text_size in (_given(source, tokenizer, split) if given else _encoded(source, tokenizer, split)):
     starts.append(position)
     put(end)
-    for ids in (_blocks(document) if given else [_encode(tokenizer, name, document)]):
-      put(ids)
-      position += len(ids)
-      size += count_bytes(source, tokenizer, ids) if given else 0
-    position += 1
-    size += 0 if given else len(document.encode())
+    put(ids)
+    position += len(ids) + 1
+    size += text_size
   put(end)
   file.seek(0)
   if _header(file, dtype, position + 1) != header:
@@ -129,28 +132,48 @@ def _header(file: BinaryIO, dtype: np.dtype, length: int) -> int:
   return file.tell()
 
 
-def _encode(tokenizer: Tokenizer, name: str, text: str) -> np.ndarray:
-  try:
-    return tokenizer.encode(text)
-  except ValueError as error:
-    raise ValueError(f'{name}: {error}') from None
+def _given(source: Source, tokenizer: Tokenizer, split: str) -> Iterator[tuple[np.ndarray, int]]:
+  """(ids, bytes of text) of every document of a source of ids."""
+  for _, ids in source.documents(split):
+    yield ids, sum(count_bytes(source, tokenizer, ids[at:at + BLOCK]) for at in range(0, len(ids), BLOCK))
 
 
-def _blocks(ids: np.ndarray) -> Iterable[np.ndarray]:
-  return (ids[at:at + BLOCK] for at in range(0, len(ids), BLOCK))
+def _encoded(source: Source, tokenizer: Tokenizer, split: str) -> Iterator[tuple[np.ndarray, int]]:
+  """(ids, bytes of text) of every document of text, encoded in groups so that a tokenizer with threads can use them."""
+  documents = source.documents(split)
+  while group := _group(documents):
+    encoded = iter(tokenizer.encode_all([text for _, text in group]))
+    for name, text in group:
+      try:
+        yield next(encoded), len(text.encode())
+      except ValueError as error:
+        raise ValueError(f'{name}: {error}') from None
+
+
+def _group(documents: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
+  group, size = [], 0
+  while size < BLOCK and (item := next(documents, None)):
+    group.append(item)
+    size += len(item[1])
+  return group
 
 
 def end_of(source: Source, tokenizer: Tokenizer) -> int:
   """The id between documents: that of a source of ids, where it names one, else the tokenizer's."""
-  return source.end if isinstance(source, Tokens) and source.end >= 0 else tokenizer.end
+  return source.end if source.end >= 0 else tokenizer.end
+
+
+def knows_text(source: Source, tokenizer: Tokenizer) -> bool:
+  """False for a source of ids among which some are not the tokenizer's, so that another one wrote them."""
+  return source.largest() is None or source.largest() < tokenizer.vocab
 
 
 def count_bytes(source: Source, tokenizer: Tokenizer, ids: np.ndarray) -> int:
   """UTF-8 bytes of the text of `ids`; -1 (no target) and the `end` of a document count 0.
 
-  0 for all of a source of ids that has ids which the tokenizer does not have, since then it is not the one that wrote them.
+  0 for everything where the text is not known.
   """
-  if isinstance(source, Tokens) and source.largest() >= tokenizer.vocab:
+  if not knows_text(source, tokenizer):
     return 0
   lengths = _lengths(tokenizer, end_of(source, tokenizer))
   return int(lengths[ids].sum())

@@ -52,11 +52,42 @@ def open_binary(path: str) -> io.BufferedIOBase:
     if path.endswith('.xz'):
       return lzma.open(path, 'rb')
     if path.endswith('.zst'):
-      import zstandard
-      return io.BufferedReader(zstandard.open(path, 'rb'))
+      return io.BufferedReader(_Zstandard(path))
     return open(path, 'rb')
   except OSError as error:
     raise ValueError(f'{path} cannot be read: {error.strerror or error}') from None
+
+
+class _Zstandard(io.RawIOBase):
+  """The frames of a .zst file.  zstandard's own readers take a file that was cut off for one that ended."""
+
+  def __init__(self, path: str):
+    import zstandard
+    self._file, self._new_frame = open(path, 'rb'), zstandard.ZstdDecompressor().decompressobj
+    self._frame, self._packed, self._ready = None, b'', b''
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    while not self._ready:
+      self._packed = self._packed or self._file.read(1 << 18)
+      if not self._packed:
+        if self._frame is not None:
+          raise EOFError('it ends in the middle')
+        return 0
+      self._frame = self._frame or self._new_frame()
+      self._ready = self._frame.decompress(self._packed)
+      self._packed = b''
+      if self._frame.eof:
+        self._packed, self._frame = self._frame.unused_data, None
+    size = min(len(buffer), len(self._ready))
+    buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+    return size
+
+  def close(self) -> None:
+    self._file.close()
+    super().close()
 
 
 def read_bytes(path: str) -> bytes:
@@ -164,7 +195,7 @@ def read_array_record(path: str) -> Iterator[str]:
   """The records of an ArrayRecord file, as UTF-8."""
   open_binary(path).close()
   try:
-    import grain
+    import grain      # here, so that text is read without it
     records = grain.sources.ArrayRecordDataSource(path)
   except ImportError:
     raise ValueError(f'{path}: reading ArrayRecord needs array_record: python -m pip install array_record') from None

@@ -50,10 +50,10 @@ class Data:
 
   def check(self, vocab: int) -> None:
     """Raises ValueError if the data hold, or may hold, ids that a model of `vocab` ids does not have."""
-    source = self.source
-    needed = max(source.largest(), self.end) + 1 if isinstance(source, corpus.Tokens) else self.tokenizer.vocab
+    largest = self.source.largest()
+    needed, what = (self.tokenizer.vocab, self.tokenizer) if largest is None else (max(largest, self.end) + 1, self.source)
     if needed > vocab:
-      raise ValueError(f'model.vocab is {vocab}, but the data need {needed} ids: {source if isinstance(source, corpus.Tokens) else self.tokenizer}')
+      raise ValueError(f'model.vocab is {vocab}, but {what} needs at least {needed}')
 
   def train_batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """Batches for steps start_step, start_step + 1, ... without end; on host i of n, rows i/n to (i+1)/n of each.
@@ -73,6 +73,7 @@ class Data:
 
   def eval_batches(self, split: str, max_tokens: int | None = None, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """Every token of the split once, in order; with max_tokens, only as many batches as are needed for so many predictions.
+    Raises ValueError at once, not at the first batch, if the split is empty.
 
     A document longer than a row goes on in the next row with fresh context.  The last batch is filled with rows of padding, so that
     all have one shape.  Host i of n gets rows i/n to (i+1)/n of each batch, and every host the same number of batches.
@@ -80,14 +81,12 @@ class Data:
     rows = self._rows(process_index, process_count)
     data = self._corpus(split)
     begins, sizes = _windows(data, self.length, self.pack)
-    predicted = 0
-    for at in range(0, len(begins), self.batch_size):
-      if max_tokens is not None and predicted >= max_tokens:
-        return
-      predicted += int(sizes[at:at + self.batch_size].sum())
-      fill = (0, max(0, at + self.batch_size - len(begins)))
-      batch = [np.pad(column[at:at + self.batch_size], fill)[rows] for column in (begins, sizes)]
-      yield self._batch(data, *batch)
+    before = np.cumsum(sizes) - sizes      # predictions in the rows above
+    fill = (0, -len(begins) % self.batch_size)
+    begins, sizes = np.pad(begins, fill), np.pad(sizes, fill)
+    share = [at + np.arange(self.batch_size)[rows] for at in range(0, len(before), self.batch_size)
+             if max_tokens is None or before[at] < max_tokens]
+    return (self._batch(data, begins[chosen], sizes[chosen]) for chosen in share)
 
   def count_bytes(self, targets: np.ndarray) -> int:
     """UTF-8 bytes of the text that the targets spell: bits per byte = nats / ln 2 / this.
@@ -104,10 +103,10 @@ class Data:
 
   def text(self, split: str, max_bytes: int) -> bytes:
     """The first max_bytes of the split's documents, joined, as UTF-8: what gzip or xz is given for comparison."""
+    if not corpus.knows_text(self.source, self.tokenizer):
+      raise ValueError(f'{self.source} holds id {self.source.largest()}, which {self.tokenizer} does not have: its text is not known')
     parts, size = [], 0
     for _, document in self.source.documents(split):
-      if not isinstance(document, str) and self.source.largest() >= self.tokenizer.vocab:
-        raise ValueError(f'{self.source} holds id {self.source.largest()}, which is not one of {self.tokenizer}: its text is not known')
       text = document if isinstance(document, str) else self.tokenizer.decode(document[:max_bytes - size])
       parts.append(text.encode())
       size += len(parts[-1])

@@ -30,6 +30,12 @@ class EmptySplit(ValueError):
 class Source:
   """The splits.  A subclass gives `read(path)` and the fields path, valid, test, valid_share and test_share."""
 
+  end = -1      # the id that ends documents in the files, if there is one
+
+  def largest(self) -> int | None:
+    """The largest id in the files; None for a source of text."""
+    return None
+
   def __post_init__(self):
     if min(self.valid_share, self.test_share) < 0 or self.valid_share + self.test_share >= 1:
       raise ValueError(f'valid_share {self.valid_share} and test_share {self.test_share}: both must be >= 0 and their sum below 1')
@@ -44,7 +50,9 @@ class Source:
       empty = False
       yield item
     if empty:
-      cure = 'give more documents' if split == 'train' else f'name a file in data.source.{split}, give more documents or raise data.source.{split}_share'
+      cure = 'give more documents'
+      if split != 'train':
+        cure += f', name a file in data.source.{split} or raise data.source.{split}_share'
       raise EmptySplit(f'{named or self.path or type(self).__name__}: split {split!r} holds no document; {cure}')
 
   def files(self) -> list[str]:
@@ -101,7 +109,8 @@ class StandardLibrary(Source):
       below[:] = [name for name in below if name not in self.OMIT]
       found += [os.path.join(folder, name) for name in names if name.endswith('.py')]
     if not found:
-      raise ValueError(f'Python {sys.version.split()[0]} has no source files of its standard library here; set data.source, e.g. data.source="Text(\'FILE\')"')
+      raise ValueError(f'Python {sys.version.split()[0]} has no source files of its standard library here; '
+                       'set data.source, e.g. to Text(path=...)')
     return sorted(found)
 
   def read(self, _path: str) -> Iterator[Document]:
@@ -111,7 +120,7 @@ class StandardLibrary(Source):
       digest = hashlib.sha256(data).digest()
       if data and digest not in seen:
         seen.add(digest)
-        yield os.path.relpath(path, sysconfig.get_path('stdlib')), data.decode('utf-8', 'replace')
+        yield os.path.relpath(path, sysconfig.get_path('stdlib')), data.decode('utf-8', 'replace')     # some declare another encoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +140,11 @@ class Text(Source):
   piece: int = 65536
   valid_share: float = 0.05
   test_share: float = 0.05
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.piece < 0:
+      raise ValueError(f'piece {self.piece}: must be 0 (whole files) or a number of characters')
 
   def read(self, path: str) -> Iterator[Document]:
     found = files.find(path)
@@ -199,7 +213,6 @@ class Tokens(Source):
         yield f'{name}:{number}', ids
 
   def largest(self) -> int:
-    """The largest id in any file."""
     return _largest(self, self.fingerprint())
 
 

@@ -19,8 +19,6 @@ import tokenizers as hf
 
 from ssmlab.data.files import read_bytes
 
-UNKNOWN = '\ufffd'.encode()     # what an id outside the vocabulary decodes to, e.g. one of a padded embedding
-
 
 class Stream:
   """Decodes one id at a time and holds back a character until all its bytes are there."""
@@ -41,16 +39,20 @@ class Stream:
 
 
 def _piece(pieces: tuple[bytes, ...], token: int) -> bytes:
-  return pieces[token] if 0 <= token < len(pieces) else UNKNOWN
+  return pieces[token] if 0 <= token < len(pieces) else b''
 
 
 class Tokenizer:
   """What the three share; each needs only `pieces`: the bytes that every id stands for."""
 
   def decode(self, ids: Iterable[int]) -> str:
-    """The text of `ids`; bytes that are not UTF-8 and ids outside the vocabulary become U+FFFD."""
+    """The text of `ids`.  Bytes that are not UTF-8 become U+FFFD; ids that stand for nothing, as in a padded vocabulary, are left out."""
     pieces = self.pieces()
     return b''.join(_piece(pieces, int(token)) for token in ids).decode('utf-8', 'replace')
+
+  def encode_all(self, texts: list[str]) -> Iterable[np.ndarray]:
+    """`encode` of each."""
+    return map(self.encode, texts)
 
   def stream(self) -> Stream:
     """A decoder that takes one id at a time."""
@@ -84,7 +86,7 @@ _BYTES = tuple(bytes([byte]) for byte in range(256))
 class HFTokenizer(Tokenizer):
   """A Hugging Face tokenizer.json, also .gz, .xz or .zst.
 
-  end: the token that opens and closes a document; ValueError where the file has no such token.
+  end_token: opens and closes a document; ValueError where the file has no such token.
   Text is only text: a special token spelled out in it is encoded as ordinary characters, so that data cannot end a document.
   Where the file normalises text or writes a space before it, `pieces` counts the text as encoded, not as given.
   """
@@ -103,12 +105,20 @@ class HFTokenizer(Tokenizer):
     if found is None:
       special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
       likely = special or [token for token in sorted(tokenizer.get_vocab()) if re.fullmatch(r'[<\[].*[>\]]', token)]
-      raise ValueError(f'{self.path} has no token {self.end_token!r} to end a document; it has {", ".join(map(repr, likely[:6])) or "no special tokens"}')
+      names = ', '.join(map(repr, likely[:6])) or 'no special tokens'
+      raise ValueError(f'{self.path} has no token {self.end_token!r} to end a document; it has {names}')
     return found
 
   def encode(self, text: str) -> np.ndarray:
     """int32 [tokens], without the special tokens that the file's post-processor would add."""
     return np.array(_load_hf(self.path)[0].encode(text, add_special_tokens=False).ids, np.int32)
+
+  def encode_all(self, texts: list[str]) -> Iterable[np.ndarray]:
+    return [np.array(found.ids, np.int32) for found in _load_hf(self.path)[0].encode_batch_fast(texts, add_special_tokens=False)]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """As the file's decoder has it: unlike `stream`, which continues a text, it may drop a space before the first word."""
+    return _load_hf(self.path)[0].decode([int(token) for token in ids], skip_special_tokens=False)
 
   def pieces(self) -> tuple[bytes, ...]:
     return _load_hf(self.path)[1]
