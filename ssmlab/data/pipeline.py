@@ -67,7 +67,7 @@ class Data:
     if self.pack and len(begins) > 1 and sizes[-1] < self.length:
       begins, sizes = begins[:-1], sizes[:-1]
     # Indices are batched before the rows are read, so that the hosts' shares make up the same global batch however many there are.
-    steps = grain.MapDataset.range(len(begins)).seed(self.seed).shuffle().repeat().batch(self.batch_size)
+    steps = grain.MapDataset.range(len(begins)).seed(self.seed).shuffle().repeat().batch(self.batch_size, drop_remainder=True)
     steps = steps.map(lambda chosen: self._batch(data, begins[chosen[rows]], sizes[chosen[rows]]))
     return iter(steps.slice(slice(start_step, None)).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
