@@ -10,7 +10,7 @@ import numpy as np
 
 from ssmlab.data import corpus
 from ssmlab.data.corpus import Corpus
-from ssmlab.data.sources import SPLITS, EmptySplit, Source, StandardLibrary
+from ssmlab.data.sources import SPLITS, EmptySplit, Source, StandardLibrary, Text
 from ssmlab.data.tokenizers import Bytes, Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -25,6 +25,7 @@ class Data:
     targets: the next token of the same document, `end` after its last one, -1 where there is none (padding).
     segment_ids: 1, 2, ... for the documents of the row, 0 for padding.
 
+  source: a str is the path of a Text, so that a command line can name one: data.source=FILE.
   length: tokens in a row.
   batch_size: rows in a step, over all devices and hosts.
   seed: order of the rows in training.
@@ -32,7 +33,7 @@ class Data:
     from a fresh state.  False: a row holds one document, or one part of it, and padding.
   """
 
-  source: Source = StandardLibrary()
+  source: Source | str = StandardLibrary()
   tokenizer: Tokenizer = Bytes()
   length: int = 512
   batch_size: int = 8
@@ -40,6 +41,8 @@ class Data:
   pack: bool = True
 
   def __post_init__(self):
+    if isinstance(self.source, str):
+      object.__setattr__(self, 'source', Text(self.source))
     if self.length < 1 or self.batch_size < 1:
       raise ValueError(f'data.length {self.length} and data.batch_size {self.batch_size}: both must be at least 1')
 

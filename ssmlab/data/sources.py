@@ -110,7 +110,7 @@ class StandardLibrary(Source):
       found += [os.path.join(folder, name) for name in names if name.endswith('.py')]
     if not found:
       raise ValueError(f'Python {sys.version.split()[0]} has no source files of its standard library here; '
-                       'set data.source, e.g. to Text(path=...)')
+                       'name a text file: data.source=FILE')
     return sorted(found)
 
   def read(self, _path: str) -> Iterator[Document]:

@@ -38,6 +38,10 @@ class Stream:
     return rest
 
 
+def _integers(ids: Iterable[int]) -> list[int]:
+  return np.asarray(ids, np.int64).tolist()
+
+
 def _piece(pieces: tuple[bytes, ...], token: int) -> bytes:
   return pieces[token] if 0 <= token < len(pieces) else b''
 
@@ -48,7 +52,7 @@ class Tokenizer:
   def decode(self, ids: Iterable[int]) -> str:
     """The text of `ids`.  Bytes that are not UTF-8 become U+FFFD; ids that stand for nothing, as in a padded vocabulary, are left out."""
     pieces = self.pieces()
-    return b''.join(_piece(pieces, int(token)) for token in ids).decode('utf-8', 'replace')
+    return b''.join(_piece(pieces, token) for token in _integers(ids)).decode('utf-8', 'replace')
 
   def encode_all(self, texts: list[str]) -> Iterable[np.ndarray]:
     """`encode` of each."""
@@ -118,7 +122,7 @@ class HFTokenizer(Tokenizer):
 
   def decode(self, ids: Iterable[int]) -> str:
     """As the file's decoder has it: unlike `stream`, which continues a text, it may drop a space before the first word."""
-    return _load_hf(self.path)[0].decode([int(token) for token in ids], skip_special_tokens=False)
+    return _load_hf(self.path)[0].decode(_integers(ids), skip_special_tokens=False)
 
   def pieces(self) -> tuple[bytes, ...]:
     return _load_hf(self.path)[1]

@@ -28,9 +28,9 @@ def write_byte_level(path: pathlib.Path) -> str:
   tokenizer = hf.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
-  alphabet = pre_tokenizers.ByteLevel.alphabet()
-  tokenizer.train_from_iterator(['the quick brown fox, the lazy dog, café ' * 50],
-                                trainers.BpeTrainer(vocab_size=320, special_tokens=['<|endoftext|>'], initial_alphabet=alphabet, show_progress=False))
+  trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=['<|endoftext|>'], show_progress=False,
+                                initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+  tokenizer.train_from_iterator(['the quick brown fox, the lazy dog, café ' * 50], trainer)
   tokenizer.add_tokens(['   '])
   tokenizer.save(str(path))
   return str(path)

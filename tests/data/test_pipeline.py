@@ -167,6 +167,7 @@ def test_config(source, tmp_path):
   assert hash(Data()) == hash(eval(repr(Data()))) and Data().source == StandardLibrary()
   data = Data(source)
   assert eval(repr(data)) == data
+  assert Data('a.txt') == Data(Text('a.txt')) == eval(repr(Data('a.txt')))
   data.check(256)
   with pytest.raises(ValueError, match=r'model.vocab is 255, but Bytes\(\) needs at least 256'):
     data.check(255)

@@ -213,7 +213,7 @@ def test_standard_library(tmp_path, monkeypatch):
   found = {name: text for split in SPLITS for name, text in StandardLibrary().documents(split)}
   assert found == {'a/copy.py': 'same', 'a/x.py': '# \ufffda/x.py', 'c.py': '# \ufffdc.py'}
   monkeypatch.setattr(sysconfig, 'get_path', lambda name: str(tmp_path / 'gone'))
-  with pytest.raises(ValueError, match='no source files of its standard library here; set data.source'):
+  with pytest.raises(ValueError, match='no source files of its standard library here; name a text file: data.source=FILE'):
     list(StandardLibrary().documents('train'))
 
 

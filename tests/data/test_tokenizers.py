@@ -86,7 +86,8 @@ def test_hf_pieces_of_other_decoders(tmp_path):
   assert ids.tolist() == [3, 4, 5] and tokenizer.decode(ids) == 'playing now'
   assert ''.join(stream.push(token) for token in ids) == ' playing now'
 
-  scores = [('<unk>', 0.0), ('</s>', 0.0), ('▁a', -1.0), ('▁the', -1.0), ('n', -2.0), ('▁', -3.0)] + [(f'<0x{byte:02X}>', -9.0) for byte in range(256)]
+  scores = [('<unk>', 0.0), ('</s>', 0.0), ('▁a', -1.0), ('▁the', -1.0), ('n', -2.0), ('▁', -3.0)]
+  scores += [(f'<0x{byte:02X}>', -9.0) for byte in range(256)]
   pieces = hf.Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True))
   pieces.pre_tokenizer = pre_tokenizers.Metaspace()
   pieces.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
