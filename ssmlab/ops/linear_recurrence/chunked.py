@@ -94,72 +94,46 @@ def _group(before: bool, part: Arrays, documents, state: jax.Array) -> tuple[jax
   chunk] and of the state that enters each chunk [batch, 1, group].
   """
   precision = jax.lax.Precision.DEFAULT if part['v'].dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
-  product = functools.partial(jnp.einsum, precision=precision)
+  product = functools.partial(jnp.matmul, precision=precision)
+  turn = lambda x: jnp.swapaxes(x, -1, -2)
   q, k, v, a, b, log_decay = (part[n] if part[n] is None else part[n].astype(state.dtype) for n in ('q', 'k', 'v', 'a', 'b', 'log_decay'))
+  chunk = q.shape[-2]
   rank_one = a is not None
+  if log_decay is None:
+    log_decay = jnp.zeros(q.shape[:-1] + (1,), q.dtype)
   # Reading S_t is reading S_{t-1} with exp(g_t) q_t, and the token itself; so inside every read is of S_{t-1}.
-  early = q if before or log_decay is None else q * jnp.exp(log_decay)
-  reads = jnp.stack([early, a] if rank_one else [early], axis=-3)
-  writes = jnp.stack([k, b] if rank_one else [k], axis=-3)
-  scores, from_start, to_end, total = _scores(product, reads, writes, log_decay)
+  early = q if before else q * jnp.exp(log_decay)
+  reads = jnp.concatenate([early, a], axis=-2) if rank_one else early
+  writes = jnp.concatenate([k, b], axis=-2) if rank_one else k
+  kinds = 2 if rank_one else 1
+  scores = inside.scores(product, reads, writes, log_decay)
+  from_start, to_end, total = inside.decays(log_decay)
   if documents is not None:
     of_token, of_state = documents
     same = of_token[..., :, None] == of_token[..., None, :]
-    scores = jnp.where(same[..., None, :, None, :], scores, 0)
+    scores = jnp.where(jnp.tile(same, (kinds, kinds)), scores, 0)
     from_start = jnp.where((of_token == of_state[..., None])[..., None], from_start, 0)
     to_end = jnp.where((of_token == of_token[..., -1:])[..., None], to_end, 0)
     total = jnp.where((of_token[..., -1] == of_state)[..., None, None], total, 0)
-  reads, writes = (x * y[..., None, :, :] for x, y in ((reads, from_start), (writes, to_end)))
-  by_value = product('...rij,...jv->...riv', scores[..., 0, :], v)
-  added = product('...jk,...jv->...kv', writes[..., 0, :, :], v)
-  total = jnp.swapaxes(total, -1, -2)
+  reads, writes = inside._scale(reads, from_start), turn(inside._scale(writes, to_end))
+  by_value = product(scores[..., :chunk], v)
+  total = turn(total)
 
   def through(state, xs):
-    added, total, extra = xs
-    corrections = None
-    after = total * state + added
+    by_value, v, reads, writes, total, lower = xs
+    seen = by_value + product(reads, state)
     if rank_one:
-      lower, read, right, write = extra
-      corrections = inside.solve_unit_lower(lower, right + product('...ik,...kv->...iv', read, state))
-      after = after + product('...ik,...iv->...kv', write, corrections)
-    return after, (state, corrections)
+      u = inside.solve_unit_lower(lower, seen[..., chunk:, :])
+      v = jnp.concatenate([v, u], axis=-2)
+    return total * state + product(writes, v), (seen[..., :chunk, :], u if rank_one else None)
 
-  extra = (scores[..., 1, :, 1, :], reads[..., 1, :, :], by_value[..., 1, :, :], writes[..., 1, :, :]) if rank_one else None
-  xs = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (added, total, extra))
-  state, (entering, corrections) = jax.lax.scan(through, state, xs)
-  entering, corrections = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), (entering, corrections))
-  o = by_value[..., 0, :, :] + product('...ik,...kv->...iv', reads[..., 0, :, :], entering)
+  xs = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (by_value, v, reads, writes, total, scores[..., chunk:, chunk:] if rank_one else None))
+  state, seen = jax.lax.scan(through, state, xs, unroll=q.shape[2] == 1)
+  o, u = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), seen)
   if not before:
     o = o + jnp.sum(q * k, axis=-1, keepdims=True) * v
   if rank_one:
-    o = o + product('...ij,...jv->...iv', scores[..., 0, :, 1, :], corrections)
+    o = o + product(scores[..., :chunk, chunk:], u)
     if not before:
-      o = o + jnp.sum(q * b, axis=-1, keepdims=True) * corrections
+      o = o + jnp.sum(q * b, axis=-1, keepdims=True) * u
   return o, state
-
-
-def _scores(product, reads: jax.Array, writes: jax.Array, log_decay: jax.Array | None):
-  """Strictly lower scores [..., reads, chunk, writes, chunk] and the decays from the chunk's start, to its end, and over it.
-
-  reads, writes: [..., reads or writes, chunk, key].  log_decay: [..., chunk, key or 1] or None.
-  """
-  chunk = reads.shape[-2]
-  shape = reads.shape[:-3]
-  if log_decay is None:
-    one = jnp.ones((1,) * len(shape) + (chunk, 1), reads.dtype)
-    plain = product('...rik,...wjk->...riwj', reads, writes)
-    return jnp.where(jnp.tri(chunk, k=-1, dtype=bool)[:, None, :], plain, 0), one, one, jnp.broadcast_to(one[..., :1, :], shape + (1, 1))
-  if log_decay.shape[-1] == 1:
-    cross = lambda since, until, size: jnp.exp(since + jnp.swapaxes(until, -1, -2))[..., None, :, None, :]
-    decay, *sums = inside.halves(log_decay, cross, jnp.zeros(shape + (chunk, 1, 1, 1, 1), reads.dtype))
-    scores = product('...rik,...wjk->...riwj', reads, writes) * decay
-  else:
-    by_token = jnp.moveaxis(reads, -3, -2), jnp.moveaxis(writes, -3, -2)
-
-    def cross(since, until, size):
-      right, left = (x.reshape(shape + (chunk // (2 * size), 2, size) + x.shape[-2:])[..., half, :, :, :] for half, x in ((1, by_token[0]), (0, by_token[1])))
-      right, left = right * jnp.exp(since)[..., None, :], left * jnp.exp(until)[..., None, :]
-      return product('...irk,...jwk->...riwj', right, left)
-
-    scores, *sums = inside.halves(log_decay, cross, jnp.zeros(shape + (chunk, reads.shape[-3], 1, writes.shape[-3], 1), reads.dtype))
-  return scores, *(jnp.exp(x) for x in sums)
