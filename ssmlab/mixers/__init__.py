@@ -1,0 +1,37 @@
+"""Sequence mixers: one file each, one contract.
+
+A mixer is a frozen dataclass of hyper-parameters with pure methods; it owns no norm, residual, width or dtype.
+
+    params(width)                             tree of core.params.Param
+    init_state(width, batch, max_length)      what is carried between calls: a tree of zeros whose arrays lead with `batch`.
+                                              Zero means "nothing read yet": a state is reset by zeroing a row.
+    apply(params, x, state=None, *, segment_ids=None) -> (y, state)        x, y [batch, time, width]
+
+Training gives no state and gets None back.  Prefill and decoding give one and get the state after the tokens.  The state belongs to the
+document of the call's first real token; where a later token's segment id differs from its left neighbour's, everything is reset.
+A new mixer is a new file here with an instance TINY at its foot; the contract test finds it.
+"""
+
+from typing import Any
+
+import jax
+
+from ssmlab.core.params import Param
+
+
+class Mixer:
+  """Base of the sequence mixers: what is optional in the contract."""
+
+  def flops(self, width: int, length: int) -> float:
+    """Forward FLOPs per token at a context of `length` tokens, a multiply-add being two.  Here the matrices; subclasses add the rest."""
+    leaves = jax.tree.leaves(self.params(width), is_leaf=lambda x: isinstance(x, Param))
+    return 2 * sum(p.size for p in leaves if len(p.shape) > 1)
+
+  def signals(self, x: jax.Array) -> dict[str, Any]:
+    """Arrays that travel beside x from block to block, as they are before the first block.  x: [batch, time, width]."""
+    return {}
+
+  def apply_signals(self, params, x: jax.Array, state, signals: dict[str, Any], *, segment_ids=None):
+    """`apply` for a mixer that reads or writes signals: returns (y, state, signals)."""
+    y, state = self.apply(params, x, state, segment_ids=segment_ids)
+    return y, state, signals

@@ -1,0 +1,3 @@
+"""Networks."""
+
+from ssmlab.models.lm import LM, Block

@@ -1,0 +1,21 @@
+"""RWKV-7, byte level, on the Python standard library's own sources."""
+
+from ssmlab.core.config import override
+from ssmlab.data import Bytes, Data, StandardLibrary
+from ssmlab.eval import Compressors, HeldOut, Sample
+from ssmlab.layers.channel import RWKV7ChannelMix
+from ssmlab.layers.embedding import Embedding, Head
+from ssmlab.layers.norms import LayerNorm
+from ssmlab.mixers.rwkv7 import RWKV7
+from ssmlab.models import LM
+from ssmlab.train import AdamW, Experiment, Train
+
+
+def config():
+  return Experiment(
+      model=LM(vocab=256, width=192, pattern=(RWKV7(head_dim=32),), depth=4, channel=RWKV7ChannelMix(hidden=768), norm=LayerNorm(),
+               embedding=Embedding('uniform', 1e-4, norm=LayerNorm()), head=Head(start='orthogonal', size=0.5), remat='none'),
+      data=Data(StandardLibrary(), Bytes(), length=256, batch_size=8),
+      optim=AdamW(peak_lr=4e-3, warmup_steps=30, b1=0.9, b2=0.99),
+      train=Train(steps=600, log_every=10, checkpoint_every=300),
+      evals=(('valid', HeldOut(every=200, max_tokens=32768)), ('sample', Sample('def ')), ('baseline', Compressors())))

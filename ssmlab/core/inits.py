@@ -1,0 +1,87 @@
+"""Initialisers.  Each returns a function (key, shape, layer) -> float32 array; matrices are [..., in, out]."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def constant(value: float):
+  """Every entry equals `value`."""
+  return lambda key, shape, layer: jnp.full(shape, value, jnp.float32)
+
+
+def zeros():
+  return constant(0.0)
+
+
+def normal(std: float):
+  """N(0, std^2)."""
+  return lambda key, shape, layer: std * jax.random.normal(key, shape, jnp.float32)
+
+
+def uniform(low: float, high: float):
+  """U(low, high)."""
+  return lambda key, shape, layer: jax.random.uniform(key, shape, jnp.float32, low, high)
+
+
+def fan_in(scale: float = 1.0, axis: int = -2):
+  """N(0, scale^2 / n), n = size of the input axis (`axis`; the whole size for a vector): keeps the variance of a sum of n terms."""
+  def draw(key, shape, layer):
+    inputs = shape[axis] if len(shape) >= 2 else shape[0]
+    return scale / math.sqrt(inputs) * jax.random.normal(key, shape, jnp.float32)
+  return draw
+
+
+def residual(std: float):
+  """N(0, std^2 / (2 depth)): projections back to the residual stream, GPT-2's depth scaling."""
+  def draw(key, shape, layer):
+    return std / math.sqrt(2 * layer.count) * jax.random.normal(key, shape, jnp.float32)
+  return draw
+
+
+def xavier_uniform(gain: float = 1.0):
+  """U(-r, r), r = gain * sqrt(6 / (in + out))."""
+  def draw(key, shape, layer):
+    limit = gain * math.sqrt(6 / (shape[-2] + shape[-1]))
+    return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
+  return draw
+
+
+def torch_linear():
+  """U(-r, r), r = 1 / sqrt(in): PyTorch's default for Linear weights."""
+  def draw(key, shape, layer):
+    limit = 1 / math.sqrt(shape[-2])
+    return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
+  return draw
+
+
+def orthogonal(gain: float = 1.0):
+  """`gain` times a matrix with orthonormal rows or columns (whichever are fewer), uniform over all such matrices.
+
+  The orthogonal factor of a Gaussian matrix, by X <- 1.5 X - 0.5 X X^T X.  Matrix products only: jnp.linalg.qr of several stacked
+  matrices in one program deadlocks on the CPU of jaxlib 0.10.2, and is slow on accelerators.
+  """
+  def draw(key, shape, layer):
+    rows, columns = shape[-2:]
+    x = jax.random.normal(key, shape, jnp.float32) / (math.sqrt(rows) + math.sqrt(columns))
+    x = x if rows >= columns else x.swapaxes(-1, -2)
+    product = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    x = jax.lax.fori_loop(0, 40, lambda _, x: 1.5 * x - 0.5 * product(x, product(x.swapaxes(-1, -2), x)), x)
+    return gain * (x if rows >= columns else x.swapaxes(-1, -2))
+  return draw
+
+
+def log_uniform(low: float, high: float, after=lambda x: x):
+  """after(x) with log x uniform in [log low, log high]: time constants."""
+  def draw(key, shape, layer):
+    return after(jnp.exp(jax.random.uniform(key, shape, jnp.float32, math.log(low), math.log(high))))
+  return draw
+
+
+def by_layer(function):
+  """function(layer) -> vector along the last axis, for values that the authors write as a formula in depth and channel.
+
+  The vector is broadcast to the declared shape.
+  """
+  return lambda key, shape, layer: jnp.broadcast_to(jnp.asarray(function(layer), jnp.float32), shape)

@@ -1,0 +1,106 @@
+"""The device mesh and the one table that maps axis names of arrays to mesh axes.  Meshes are built here only.
+
+Weights: `width` is split over `fsdp`, everything wider than the residual stream over `tensor`.
+Activations: `batch` over data and fsdp, `time` over sequence.
+"""
+
+import contextlib
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence')
+
+RULES = {
+    'width': 'fsdp', 'inner': 'tensor', 'hidden': 'tensor', 'heads': 'tensor', 'vocab': 'tensor',
+    'head_dim': None, 'state': None, 'layer': None,
+    'batch': ('data', 'fsdp'), 'time': 'sequence',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Sizes of the mesh axes; `data=0` takes every device that the other axes leave.
+
+  data: copies of the model.  fsdp: shards of weights and optimiser state, each with its part of the batch.
+  tensor: shards of the inner axes.  sequence: shards of time.
+  """
+  data: int = 0
+  fsdp: int = 1
+  tensor: int = 1
+  sequence: int = 1
+
+  def sizes(self, devices: int) -> tuple[int, int, int, int]:
+    """(data, fsdp, tensor, sequence).  Raises ValueError where the devices cannot be laid out so."""
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) < (0 if field.name == 'data' else 1):
+        raise ValueError(f'mesh.{field.name}={getattr(self, field.name)}: must be at least 1' + (' (or 0 for the rest)' * (field.name == 'data')))
+    rest = self.fsdp * self.tensor * self.sequence
+    data = self.data or max(devices // rest, 1)
+    if data * rest != devices:
+      raise ValueError(f'mesh: {data} x {self.fsdp} x {self.tensor} x {self.sequence} (data x fsdp x tensor x sequence) = {data * rest}, '
+                       f'but there are {devices} devices')
+    return data, self.fsdp, self.tensor, self.sequence
+
+
+def make(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
+  """A mesh over `devices` (default: all) with the four axes, in Auto mode: the compiler places what is not constrained."""
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh(config.sizes(len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], sizes: dict[str, int]) -> PartitionSpec:
+  """PartitionSpec of one array from its axis names.
+
+  sizes: mesh axis -> number of shards.  An axis that its mesh axis does not divide, or whose mesh axis an earlier axis took, stays whole.
+  Raises ValueError for a name without a rule.
+  """
+  taken, entries = set(), []
+  for size, name in zip(shape, axes, strict=True):
+    if name is not None and name not in RULES:
+      raise ValueError(f'axis {name!r} has no rule; known: {", ".join(RULES)}')
+    rule = RULES[name] if name else None
+    wanted = (rule,) if isinstance(rule, str) else (rule or ())
+    use = tuple(a for a in wanted if sizes.get(a, 1) > 1 and a not in taken)
+    if not use or size % math.prod(sizes[a] for a in use):
+      entries.append(None)
+      continue
+    taken.update(use)
+    entries.append(use if len(use) > 1 else use[0])
+  return PartitionSpec(*entries)
+
+
+def specs(tree, sizes: dict[str, int]):
+  """PartitionSpecs of a declaration tree (leaves with .shape and .axes)."""
+  return jax.tree.map(lambda p: spec(p.shape, p.axes, sizes), tree, is_leaf=lambda x: hasattr(x, 'axes'))
+
+
+def shardings(tree, mesh: Mesh):
+  """NamedShardings of a declaration tree."""
+  named = lambda p: NamedSharding(mesh, spec(p.shape, p.axes, dict(mesh.shape)))
+  return jax.tree.map(named, tree, is_leaf=lambda x: hasattr(x, 'axes'))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+  """Sharding of a [batch, time, ...] array of inputs."""
+  names = ('batch', 'time', *(None,) * (len(shape) - 2))[:len(shape)]
+  return NamedSharding(mesh, spec(shape, names, dict(mesh.shape)))
+
+
+def use(mesh: Mesh | None):
+  """Context in which `constrain` knows the mesh."""
+  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Fixes the layout of an activation by axis names; without a mesh, or on one device, does nothing."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(x.shape, axes, dict(mesh.shape)))

@@ -1,0 +1,53 @@
+"""Held-out loss, perplexity and bits per byte."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+
+from ssmlab.core import mesh as meshes
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """Means over the split's tokens, each document read from a fresh state.
+
+  split: 'train', 'valid' or 'test'.  every: steps between evaluations; 0: only at the end.
+  max_tokens: evaluate about so many tokens at the intervals (None: all); the end always takes all of them, unless final_max_tokens.
+  """
+  split: str = 'valid'
+  every: int = 0
+  max_tokens: int | None = None
+  final_max_tokens: int | None = None
+
+  def run(self, experiment, mesh, params, final: bool) -> dict[str, float]:
+    """loss in nats per token, perplexity = exp(loss), accuracy, and bits_per_byte where the bytes behind the tokens are known."""
+    limit = self.final_max_tokens if final else self.max_tokens
+    data, sums, count, size = experiment.data, {}, 0.0, 0
+    measure = _measure(experiment.model, experiment.task, mesh)
+    for batch in data.eval_batches(self.split, limit, jax.process_index(), jax.process_count()):
+      size += data.count_bytes(batch['targets'])
+      batch_count, batch_sums = measure(params, place(batch, mesh))
+      count += float(batch_count)
+      sums = {name: sums.get(name, 0.0) + float(value) for name, value in batch_sums.items()}
+    result = {name: total / count for name, total in sums.items()}
+    result |= dict(perplexity=math.exp(min(result['loss'], 700.0)), tokens=int(count))
+    return result | (dict(bits_per_byte=sums['loss'] / math.log(2) / size) if size else {})
+
+
+def place(batch, mesh):
+  """Host arrays -> one global array each, sharded over batch and time."""
+  put = lambda x: jax.make_array_from_process_local_data(meshes.batch_sharding(mesh, (x.shape[0] * jax.process_count(), *x.shape[1:])), x)
+  return jax.tree.map(put, batch)
+
+
+@functools.lru_cache(maxsize=8)
+def _measure(model, task, mesh):
+  """(params, batch) -> (count, sums), compiled once per model."""
+  evaluate = jax.jit(lambda params, batch: task.loss(model, params, batch, jax.random.key(0))[1])
+
+  def run(params, batch):
+    with meshes.use(mesh):
+      return evaluate(params, batch)
+  return run

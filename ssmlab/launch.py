@@ -1,0 +1,251 @@
+"""The command line: launch, sample, eval, bench.  `ssmlab` and `python -m ssmlab.launch` are the same program."""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+from ssmlab.core.config import UserError
+
+USAGE = """usage: ssmlab COMMAND [--help] ...
+
+  launch EXPERIMENT.py   train an experiment; fields are set by path.to.field=value
+  sample WORKDIR         continue a text with a trained or a published model
+  eval WORKDIR           held-out loss, perplexity and bits per byte
+  bench SUITE            speed and memory of the operators
+"""
+
+
+def _launch_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('experiment', help='a Python file with config()')
+  parser.add_argument('overrides', nargs='*', metavar='field=value', help='e.g. train.steps=100 model.pattern.0.head_dim=32')
+  parser.add_argument('--workdir', help='where everything goes; a run found there is continued (default: runs/NAME)')
+  parser.add_argument('--quick', action='store_true', help='two steps on a tiny batch, to see that it runs')
+  parser.add_argument('--sweep', action='store_true', help='every entry of sweep(), one after another, in WORKDIR/0, 1, ...')
+  parser.add_argument('--sweep-index', type=int, metavar='N', help='entry N of sweep() only, for job arrays')
+  parser.add_argument('--print', action='store_true', help='show the resolved config and what it costs; run nothing')
+
+
+def _sample_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('model', help='a workdir, or a published checkpoint')
+  parser.add_argument('--prompt', default='', help='text to continue')
+  parser.add_argument('--tokens', type=int, default=200, help='how many to generate (default 200)')
+  parser.add_argument('--temperature', type=float, default=0.8)
+  parser.add_argument('--top-p', type=float, default=0.95)
+  parser.add_argument('--top-k', type=int, default=0)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--stop', default='', help='stop where this text appears')
+  parser.add_argument('--state', help='a session file: continued if it is there, and written at the end')
+  parser.add_argument('--tokenizer', help="for a published checkpoint: 'bytes', a tokenizer.json or an RWKV vocabulary")
+  parser.add_argument('--max-length', type=int, default=0, help='tokens that a new session has room for (attention only)')
+
+
+def _eval_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('model', help='a workdir, or a published checkpoint')
+  parser.add_argument('--suite', default='valid', help="a split of the run's data: valid, test or train (default valid)")
+  parser.add_argument('--data', help='text to measure instead: a file or folder as for data.source Text')
+  parser.add_argument('--max-tokens', type=int, help='stop after about so many tokens')
+  parser.add_argument('--tokenizer', help="for a published checkpoint: 'bytes', a tokenizer.json or an RWKV vocabulary")
+  parser.add_argument('-o', '--output', help='write the numbers as JSON')
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('suite', help='one of: recurrence')
+  parser.add_argument('rest', nargs=argparse.REMAINDER, help='arguments of the suite; --help shows them')
+
+
+def load_experiment(path: str):
+  """The module of an experiment file.  Raises UserError where it is missing, is no experiment or does not import."""
+  from ssmlab.train.workdir import load_module
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise UserError(f'experiment {path} does not exist')
+  try:
+    module = load_module(file)
+  except (SyntaxError, ImportError, NameError) as error:
+    raise UserError(f'experiment {path} cannot be imported: {type(error).__name__}: {error}') from error
+  if not callable(getattr(module, 'config', None)):
+    raise UserError(f'experiment {path} has no function config()')
+  return module
+
+
+def resolve(module, assignments, quick_form: bool = False):
+  """The module's experiment with the command line's overrides, in its quick form if asked."""
+  import jax
+  from ssmlab.core.config import parse
+  from ssmlab.train.experiment import Experiment, quick
+  experiment = module.config()
+  if not isinstance(experiment, Experiment):
+    raise UserError(f'{module.__file__}: config() returned a {type(experiment).__name__}, not an Experiment')
+  if quick_form:
+    experiment = quick(experiment, jax.device_count())
+  return parse(experiment, assignments)
+
+
+def launch(args) -> None:
+  module = load_experiment(args.experiment)
+  points = _points(module, args)
+  for name, settings in points:
+    experiment = resolve(module, (*settings, *args.overrides), args.quick)
+    if args.print:
+      from ssmlab.train.cost import describe
+      print(describe(experiment))
+      continue
+    with tempfile.TemporaryDirectory() as scratch:
+      base = args.workdir or (scratch if args.quick else f'runs/{pathlib.Path(args.experiment).stem}')
+      _run(experiment, pathlib.Path(base, name), args.experiment)
+
+
+def _points(module, args) -> list[tuple[str, list[str]]]:
+  """(subfolder, overrides) of what is to be run: the experiment itself, or entries of its sweep."""
+  if not args.sweep and args.sweep_index is None:
+    return [('', [])]
+  if not callable(getattr(module, 'sweep', None)):
+    raise UserError(f'{args.experiment} has no function sweep()')
+  points = [(str(i), [f'{path}={value}' for path, value in entry.items()]) for i, entry in enumerate(module.sweep())]
+  if args.sweep_index is None:
+    return points
+  if not 0 <= args.sweep_index < len(points):
+    raise UserError(f'--sweep-index {args.sweep_index}: the sweep has entries 0 to {len(points) - 1}')
+  return [points[args.sweep_index]]
+
+
+def _run(experiment, workdir: pathlib.Path, source: str) -> None:
+  from ssmlab.train import loop
+  summary = loop.run(experiment, workdir, source=source)
+  numbers = {name: value for name, value in summary.items() if not isinstance(value, str)}
+  width = max(map(len, numbers))
+  print('\n'.join(f'{name:<{width}}  {value:,.4f}' if isinstance(value, float) else f'{name:<{width}}  {value:,}' for name, value in numbers.items()
+                  if value is not None))
+  print(f'workdir: {workdir}')
+
+
+def sample(args) -> None:
+  import jax
+  import numpy as np
+  from ssmlab.eval.generate import stream
+  from ssmlab.eval.session import load_state, save_state
+  model, params, tokenizer, _ = open_model(args.model, args.tokenizer)
+  prompt = tokenizer.encode(args.prompt)
+  state = None
+  if args.state and os.path.exists(args.state):
+    state = load_state(args.state, model=model, tokenizer=tokenizer)
+  else:
+    prompt = np.concatenate([[tokenizer.end], prompt]).astype(np.int32)
+    if args.max_length:
+      state = model.init_state(batch=1, max_length=args.max_length)
+  if args.tokens < 1:
+    raise UserError(f'--tokens {args.tokens}: must be at least 1')
+  print(args.prompt, end='', flush=True)
+  text, decoder = '', tokenizer.stream()
+  options = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, key=jax.random.key(args.seed), state=state)
+  for token, state in stream(model, params, [prompt], args.tokens, **options):
+    piece = decoder.push(int(token[0]))
+    text += piece
+    print(piece, end='', flush=True)
+    if int(token[0]) == tokenizer.end or args.stop and args.stop in text:
+      break
+  print(decoder.flush())
+  if args.state:
+    save_state(args.state, state, model=model, tokenizer=tokenizer)
+
+
+def open_model(path: str, tokenizer: str | None):
+  """(model, parameters, tokenizer, experiment or None) of a workdir or of a published checkpoint."""
+  from ssmlab.train import workdir
+  if not os.path.exists(path):
+    raise UserError(f'{path} does not exist')
+  if os.path.exists(os.path.join(path, 'config.py')):
+    experiment, params, _ = workdir.load(pathlib.Path(path))
+    return experiment.model, params, experiment.data.tokenizer, experiment
+  from ssmlab.interop.pretrained import load_pretrained
+  model, params, _ = load_pretrained(path)
+  chosen = _tokenizer(tokenizer, path)
+  if chosen.vocab > model.vocab:
+    raise UserError(f'tokenizer {chosen} has {chosen.vocab} ids, the model {model.vocab}')
+  return model, params, chosen, None
+
+
+def _tokenizer(name: str | None, path: str):
+  from ssmlab.data import Bytes, HFTokenizer, RWKVWorld
+  beside = os.path.join(path, 'tokenizer.json')
+  if name is None and os.path.isfile(beside):
+    name = beside
+  if name is None:
+    raise UserError(f'{path} has no tokenizer.json; name one with --tokenizer')
+  if name == 'bytes':
+    return Bytes()
+  return HFTokenizer(name) if '.json' in os.path.basename(name) else RWKVWorld(name)
+
+
+def evaluate(args) -> None:
+  from ssmlab.core import mesh as meshes
+  from ssmlab.data import Data, Text
+  from ssmlab.eval.heldout import HeldOut
+  from ssmlab.train.experiment import Experiment
+  model, params, tokenizer, experiment = open_model(args.model, args.tokenizer)
+  split = args.suite
+  if split not in ('train', 'valid', 'test'):
+    raise UserError(f'--suite {split!r} is not one of valid, test, train')
+  if experiment is None and not args.data:
+    raise UserError('a published checkpoint has no data of its own; name a text with --data')
+  if experiment is None:
+    experiment = Experiment(model=model, data=Data(tokenizer=tokenizer))
+  if args.data:
+    source = Text(args.data, valid=args.data)
+    experiment, split = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=source)), 'valid'
+  found = HeldOut(split, final_max_tokens=args.max_tokens).run(experiment, meshes.make(), params, final=True)
+  for name, value in found.items():
+    print(f'{split}/{name:<14}  {value:,.4f}' if isinstance(value, float) else f'{split}/{name:<14}  {value:,}')
+  if args.output:
+    pathlib.Path(args.output).write_text(json.dumps({f'{split}/{name}': value for name, value in found.items()}, indent=1))
+
+
+def bench(args) -> None:
+  import importlib
+  try:
+    suite = importlib.import_module(f'ssmlab.bench.{args.suite}')
+  except ModuleNotFoundError as error:
+    raise UserError(f'bench {args.suite!r} is not one of recurrence') from error
+  suite.main(args.rest)
+
+
+COMMANDS = {'launch': (launch, _launch_arguments), 'sample': (sample, _sample_arguments),
+            'eval': (evaluate, _eval_arguments), 'bench': (bench, _bench_arguments)}
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs a command.  What the user can mend becomes one line on standard error and exit status 2."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if argv and argv[0].endswith('.py'):
+    argv = ['launch', *argv]                                 # python -m ssmlab.launch EXPERIMENT.py
+  if not argv or argv[0] in ('-h', '--help'):
+    print(USAGE, end='')
+    return
+  if argv[0] not in COMMANDS:
+    sys.exit(_refuse(f'unknown command {argv[0]!r}; it is one of {", ".join(COMMANDS)}'))
+  action, arguments = COMMANDS[argv[0]]
+  parser = argparse.ArgumentParser(prog=f'ssmlab {argv[0]}')
+  arguments(parser)
+  parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+  args = parser.parse_args(argv[1:]) if action is bench else parser.parse_intermixed_args(argv[1:])
+  try:
+    action(args)
+  except (UserError, ValueError, OSError) as error:
+    if args.debug:
+      raise
+    sys.exit(_refuse(' '.join(str(error).split())))
+  except KeyboardInterrupt:
+    sys.exit(_refuse('interrupted; complete checkpoints are kept') and 130)
+
+
+def _refuse(line: str) -> int:
+  print(f'ssmlab: {line}', file=sys.stderr)
+  return 2
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,96 @@
+"""Channel mixers: what stands beside a sequence mixer in a block and works on one token (and, for RWKV, the token before it).
+
+The contract is the mixer's (ssmlab.mixers): params(width), init_state(width, batch), apply(params, x, state, *, segment_ids) -> (y, state).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ssmlab.core import inits
+from ssmlab.core.params import Param, vector
+from ssmlab.ops.short_convolution import token_shift
+
+ACTIVATIONS = {
+    'silu': jax.nn.silu,
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+    'relu': jax.nn.relu,
+    'relu_squared': lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+class ChannelMixer:
+  """Base of the channel mixers; without state unless a subclass says otherwise."""
+
+  def init_state(self, width: int, batch: int):
+    return {}
+
+  def flops(self, width: int) -> int:
+    """Forward FLOPs per token, a multiply-add being two."""
+    return 2 * sum(p.size for p in jax.tree.leaves(self.params(width), is_leaf=lambda x: isinstance(x, Param)) if len(p.shape) > 1)
+
+
+def _activation(name: str):
+  if name not in ACTIVATIONS:
+    raise ValueError(f'activation {name!r} is not one of {", ".join(ACTIVATIONS)}')
+  return ACTIVATIONS[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedMLP(ChannelMixer):
+  """(act(x W_gate) * (x W_up)) W_down.  GLU Variants Improve Transformer, arXiv 2002.05202, eq. 6.
+
+  hidden: width inside.  activation: 'silu' (Llama), 'gelu_tanh' (Gemma), 'gelu', 'relu', 'relu_squared'.
+  bias: a bias on each of the three maps.  uniform: PyTorch's uniform start instead of the depth-scaled normal (RetNet).
+  """
+  hidden: int
+  activation: str = 'silu'
+  bias: bool = False
+  uniform: bool = False
+
+  def __post_init__(self):
+    _activation(self.activation)
+
+  def params(self, width: int):
+    into = inits.torch_linear() if self.uniform else inits.fan_in()
+    out = inits.torch_linear() if self.uniform else inits.residual(self.hidden ** -0.5)
+    tree = dict(w_gate=Param((width, self.hidden), ('width', 'hidden'), into),
+                w_up=Param((width, self.hidden), ('width', 'hidden'), into),
+                w_down=Param((self.hidden, width), ('hidden', 'width'), out))
+    if self.bias:
+      tree |= dict(b_gate=vector(self.hidden, 'hidden'), b_up=vector(self.hidden, 'hidden'), b_down=vector(width, None))
+    return tree
+
+  def apply(self, params, x, state=None, *, segment_ids=None):
+    gate, up = x @ params['w_gate'], x @ params['w_up']
+    if self.bias:
+      gate, up = gate + params['b_gate'], up + params['b_up']
+    y = (_activation(self.activation)(gate) * up) @ params['w_down']
+    return y + params['b_down'] if self.bias else y, state
+
+
+@dataclasses.dataclass(frozen=True)
+class RWKV7ChannelMix(ChannelMixer):
+  """relu((x + (x_previous - x) * x_k) W_key)^2 W_value.  RWKV-7 "Goose", arXiv 2503.14456, section 4 (feed-forward network).
+
+  hidden: width inside, 4 * width in the published models.  Start: BlinkDL/RWKV-LM, RWKV-v7/train_temp/src/model.py.
+  """
+  hidden: int
+
+  def params(self, width: int):
+    channel = jnp.arange(width) / width
+    mix = lambda layer: 1 - channel ** ((1 - layer.index / layer.count) ** 4)
+    return dict(x_k=vector(width, None, inits.by_layer(mix)),
+                w_key=Param((width, self.hidden), ('width', 'hidden'), inits.orthogonal(1.0)),
+                w_value=Param((self.hidden, width), ('hidden', 'width'), inits.zeros()))
+
+  def init_state(self, width: int, batch: int):
+    return dict(shift=jnp.zeros((batch, width), jnp.float32))
+
+  def apply(self, params, x, state=None, *, segment_ids=None):
+    before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
+    mixed = x + (before - x) * params['x_k']
+    y = jnp.square(jax.nn.relu(mixed @ params['w_key'])) @ params['w_value']
+    return y, None if state is None else dict(shift=last.astype(jnp.float32))

@@ -1,0 +1,33 @@
+"""Rotary position embedding.  RoFormer, arXiv 2104.09864, eq. 34; RetNet's variant: arXiv 2307.08621, section 2.1."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def frequencies(size: int, theta: float = 10000.0) -> np.ndarray:
+  """theta^(-2j/size), j = 0 .. size/2 - 1: radians per position.  float32 [size / 2].  Raises ValueError for an odd size."""
+  if size % 2:
+    raise ValueError(f'rotary: {size} features cannot be paired; an even number is needed')
+  return (theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)).astype(np.float32)
+
+
+def rotate(x: jax.Array, positions: jax.Array, radians: np.ndarray, interleaved: bool = False) -> jax.Array:
+  """Each pair of features turned by position * radians; features beyond 2 * len(radians) pass unchanged.
+
+  x: [batch, time, heads, head_dim].  positions: int32 [batch, time].  radians: float32 [pairs], 2 * pairs <= head_dim.
+  interleaved: pairs are (0, 1), (2, 3), ... (RetNet, Meta's Llama files) instead of (j, j + pairs) (Hugging Face).
+  Angles in float32 (float64 for float64 x): bfloat16 angles are noise beyond a few hundred positions.
+  """
+  pairs = len(radians)
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  angle = positions[..., None, None].astype(dtype) * jnp.asarray(radians, dtype)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  turned, rest = x[..., :2 * pairs].astype(dtype), x[..., 2 * pairs:]
+  if interleaved:
+    left, right = turned[..., 0::2], turned[..., 1::2]
+    y = jnp.stack([left * cos - right * sin, right * cos + left * sin], axis=-1).reshape(turned.shape)
+  else:
+    left, right = turned[..., :pairs], turned[..., pairs:]
+    y = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+  return jnp.concatenate([y.astype(x.dtype), rest], axis=-1)

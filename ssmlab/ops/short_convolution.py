@@ -1,0 +1,75 @@
+"""Causal depthwise convolution over a few steps, and the token shift, with what they carry between calls and across packed documents."""
+
+import jax
+import jax.numpy as jnp
+
+from ssmlab.ops import segments
+
+
+def _rows(array: jax.Array, start: jax.Array, length: int) -> jax.Array:
+  """array[b, start[b] : start[b] + length] for every row b."""
+  cut = lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, length, axis=0)
+  return jax.vmap(cut)(array, start)
+
+
+def delayed(x: jax.Array, reach: int, tail: jax.Array | None = None,
+            segment_ids: jax.Array | None = None) -> tuple[list[jax.Array], jax.Array]:
+  """The inputs 1, 2, ... `reach` steps earlier in the same document, zeros before its beginning.
+
+  x: [batch, time, channels].
+  tail: [batch, reach, channels], the last inputs of earlier calls, oldest first, or None for zeros.
+  segment_ids: int32 [batch, time] or None; a document start cuts, padding is skipped (see ops.segments).
+  Returns ([x delayed by 1, ..., x delayed by reach], next tail); the tail has x's dtype.
+  """
+  batch, time, channels = x.shape
+  if tail is not None and tail.shape != (batch, reach, channels):
+    raise ValueError(f'tail has shape {tail.shape}, expected {(batch, reach, channels)} (batch, reach, channels)')
+  before = jnp.zeros((batch, reach, channels), x.dtype) if tail is None else tail.astype(x.dtype)
+  if segment_ids is None:
+    line = jnp.concatenate([before, x], axis=1)
+    return [line[:, reach - s:reach - s + time] for s in range(1, reach + 1)], line[:, time:]
+  is_real = segments.real(segment_ids)
+  line = jnp.concatenate([jnp.zeros_like(before), jnp.where(is_real[..., None], x, 0)], axis=1)
+  if tail is not None:                                       # the carried inputs stand right before the first real token
+    first = jnp.where(is_real.any(axis=1), jnp.argmax(is_real, axis=1), time)
+    put = lambda row, value, at: jax.lax.dynamic_update_slice_in_dim(row, value, at, axis=0)
+    line = jax.vmap(put)(line, before, first)
+  document = segments.documents(segment_ids)
+  position, _ = segments.positions(segment_ids, time, jnp.zeros((batch,), jnp.int32))
+  reaches = lambda s: ((document == 0) | (position >= s))[..., None]        # the input s steps earlier is of this document
+  shifted = [jnp.where(reaches(s), line[:, reach - s:reach - s + time], 0) for s in range(1, reach + 1)]
+  last = segments.last_real(segment_ids)
+  end = jnp.where(last < 0, time, last + 1)
+  at_end = lambda values: jnp.take_along_axis(values, jnp.maximum(last, 0)[:, None], axis=1)
+  delay = jnp.arange(reach - 1, -1, -1)
+  keep = (at_end(document) == 0) | (at_end(position) >= delay) | (last < 0)[:, None]
+  return shifted, jnp.where(keep[..., None], _rows(line, end, reach), 0)
+
+
+def short_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, tail: jax.Array | None = None,
+                      segment_ids: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  """y[t] = bias + sum_j kernel[j] * x[t - (width - 1) + j], per channel; the last tap multiplies the current input.
+
+  x: [batch, time, channels].  kernel: [width, channels].  bias: [channels] or None.
+  tail: [batch, width - 1, channels] or None.  segment_ids: int32 [batch, time] or None.
+  Returns (y [batch, time, channels], next tail).  Raises ValueError where the channels differ.
+  """
+  if kernel.shape[-1] != x.shape[-1]:
+    raise ValueError(f'kernel has {kernel.shape[-1]} channels, x has {x.shape[-1]}')
+  reach = kernel.shape[0] - 1
+  earlier, tail = delayed(x, reach, tail, segment_ids)
+  y = x * kernel[reach]
+  for s, value in enumerate(earlier, start=1):
+    y = y + value * kernel[reach - s]
+  return y if bias is None else y + bias, tail
+
+
+def token_shift(x: jax.Array, previous: jax.Array | None = None,
+                segment_ids: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  """The input one step earlier, zeros at the start of a document (RWKV's time shift).
+
+  x: [batch, time, channels].  previous: [batch, channels], the last input of earlier calls, or None.
+  Returns (shifted [batch, time, channels], next previous [batch, channels]).
+  """
+  (shifted,), tail = delayed(x, 1, None if previous is None else previous[:, None], segment_ids)
+  return shifted, tail[:, 0]

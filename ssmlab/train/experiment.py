@@ -1,0 +1,78 @@
+"""The experiment: one frozen value that says everything a run needs."""
+
+import dataclasses
+from typing import Any
+
+from ssmlab.core.config import UserError, override
+from ssmlab.core.mesh import MeshConfig
+from ssmlab.data import Data
+from ssmlab.eval.heldout import HeldOut
+from ssmlab.models.lm import LM
+from ssmlab.tasks import NextToken
+from ssmlab.train.optimizer import AdamW
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """How long, how often, and what is written down.
+
+  steps: optimiser steps.  seed: of the initial values.  accumulate: micro-batches per step.
+  log_every: steps between lines of metrics.jsonl.
+  checkpoint_every: steps between checkpoints; 0: one at the end (and on SIGTERM).  keep: newest checkpoints kept, besides the best.
+  profile: (first, last) steps to trace into the workdir's profile/; empty: none.
+  wandb: project of Weights & Biases to log to as well, if that package is installed; '': none.
+  """
+  steps: int = 1000
+  seed: int = 0
+  accumulate: int = 1
+  log_every: int = 10
+  checkpoint_every: int = 500
+  keep: int = 1
+  profile: tuple[int, ...] = ()
+  wandb: str = ''
+
+  def __post_init__(self):
+    for name, least in (('steps', 1), ('accumulate', 1), ('log_every', 1), ('checkpoint_every', 0), ('keep', 1)):
+      if getattr(self, name) < least:
+        raise ValueError(f'train.{name}={getattr(self, name)} must be at least {least}')
+    if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
+      raise ValueError(f'train.profile={self.profile} must be (first, last) or empty')
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """model on data by task with optim, on mesh; evals: (name, evaluator) pairs, run at their own intervals and at the end."""
+  model: LM
+  data: Data = Data()
+  task: Any = NextToken()
+  optim: AdamW = AdamW()
+  train: Train = Train()
+  mesh: MeshConfig = MeshConfig()
+  evals: tuple[tuple[str, Any], ...] = (('valid', HeldOut()),)
+
+  def check(self, devices: int) -> None:
+    """Raises UserError for what no part can see alone: batch against mesh and micro-batches, vocabulary against tokenizer."""
+    data, fsdp, _, sequence = self.mesh.sizes(devices)
+    shards = data * fsdp * self.train.accumulate
+    if self.data.batch_size % shards:
+      raise UserError(f'data.batch_size={self.data.batch_size} is not a multiple of {shards} '
+                      f'(mesh.data {data} x mesh.fsdp {fsdp} x train.accumulate {self.train.accumulate})')
+    if self.data.length % sequence:
+      raise UserError(f'data.length={self.data.length} is not a multiple of mesh.sequence={sequence}')
+    self.data.check(self.model.vocab)
+
+
+def quick(experiment: Experiment, devices: int) -> Experiment:
+  """The same experiment for two steps on a tiny batch: whether it runs, not what it gives."""
+  data, fsdp, _, sequence = experiment.mesh.sizes(devices)
+  rows = data * fsdp * experiment.train.accumulate
+  small = {'train.steps': 2, 'train.log_every': 1, 'train.checkpoint_every': 0, 'data.batch_size': rows,
+           'data.length': min(experiment.data.length, 32 * sequence)}
+  for index, (_, evaluator) in enumerate(experiment.evals):
+    for name, most in (('max_tokens', 256), ('tokens', 8), ('max_bytes', 4096)):
+      value = getattr(evaluator, name, None)
+      if hasattr(evaluator, name):
+        small[f'evals.{index}.1.{name}'] = most if value is None else min(value, most)
+  for path, value in small.items():
+    experiment = override(experiment, path, value)
+  return experiment

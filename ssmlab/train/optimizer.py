@@ -1,0 +1,65 @@
+"""Optimisers: configs that turn the parameters' declarations into an optax transformation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssmlab.core.params import hints
+
+DECAYS = ('cosine', 'linear', 'constant', 'stable')
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """Linear warm-up to `peak_lr`, then one of four courses to the last step.
+
+  decay: 'cosine' or 'linear' down to end_ratio * peak_lr, 'constant', or 'stable' (constant, and linear over the last fifth; warm-up,
+    stable, decay: arXiv 2405.18392).
+  """
+  peak_lr: float = 1e-3
+  warmup_steps: int = 100
+  decay: str = 'cosine'
+  end_ratio: float = 0.1
+
+  def __post_init__(self):
+    if self.decay not in DECAYS:
+      raise ValueError(f'decay={self.decay!r} is not one of {", ".join(DECAYS)}')
+
+  def schedule(self, steps: int):
+    """Step (0-based) -> learning rate.  The first step has peak_lr / warmup_steps, not 0."""
+    warmup = max(min(self.warmup_steps, steps), 1)
+    after = max(steps - warmup, 1)
+
+    def rate(step):
+      past = jnp.clip((step + 1 - warmup) / after, 0.0, 1.0)
+      down = dict(cosine=0.5 * (1 + jnp.cos(jnp.pi * past)), linear=1 - past, constant=jnp.ones_like(past),
+                  stable=jnp.clip((1 - past) / 0.2, 0.0, 1.0))[self.decay]
+      return self.peak_lr * jnp.minimum((step + 1) / warmup, 1.0) * (self.end_ratio + (1 - self.end_ratio) * down)
+    return rate
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Schedule):
+  """Adam with decoupled weight decay.  Decoupled Weight Decay Regularization, arXiv 1711.05101, algorithm 2.
+
+  Parameters declared without weight decay are not decayed; a declared rate multiplies the whole update.
+  b1, b2, eps: Adam's; weight_decay: per unit of learning rate; clip: bound on the norm of the whole gradient (0: none).
+  """
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1
+  clip: float = 1.0
+
+  def transform(self, declared, steps: int) -> optax.GradientTransformation:
+    """declared: tree of Param.  steps: length of the run, for the schedule."""
+    rates = hints(declared, 'rate')
+    by_rate = optax.stateless(lambda updates, _: jax.tree.map(lambda u, r: u * r, updates, rates))
+    return optax.chain(
+        optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
+        optax.scale_by_adam(self.b1, self.b2, self.eps),
+        optax.add_decayed_weights(self.weight_decay, mask=hints(declared, 'weight_decay')),
+        by_rate,
+        optax.scale_by_learning_rate(self.schedule(steps)))
