@@ -1,0 +1,18 @@
+"""Settings for every test: one device, exact float32 products, a compilation cache shared by the whole run."""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import jax
+import pytest
+
+jax.config.update('jax_default_matmul_precision', 'highest')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def corpus_cache(tmp_path_factory):
+  """Tokenised corpora of the tests stay out of the user's cache."""
+  if 'SSMLAB_CACHE' not in os.environ:
+    os.environ['SSMLAB_CACHE'] = str(tmp_path_factory.getbasetemp().parent / 'ssmlab-cache')
