@@ -24,11 +24,13 @@ def save_state(path, state, *, model, tokenizer=None) -> None:
 
   state: as `generate` or `model.apply` returned it.  Raises UserError where it cannot be written.
   """
-  flat = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(state, sep='/').items()}
-  header = dict(_names(model, tokenizer), version=str(VERSION), format='ssmlab session')
+  flat = traverse_util.flatten_dict(state, keep_empty_nodes=True, sep='/')
+  empty = [name for name, leaf in flat.items() if leaf is traverse_util.empty_node]          # parts that carry nothing
+  arrays = {name: np.asarray(leaf) for name, leaf in flat.items() if name not in empty}
+  header = dict(_names(model, tokenizer), version=str(VERSION), format='ssmlab session', empty=json.dumps(empty))
   half = pathlib.Path(f'{path}.tmp')
   try:
-    save_file(flat, half, metadata=header)
+    save_file(arrays, half, metadata=header)
     os.replace(half, path)
   except (OSError, SafetensorError) as error:
     half.unlink(missing_ok=True)
@@ -55,8 +57,8 @@ def load_state(path, *, model=None, tokenizer=None):
     given = dict(model=model, tokenizer=tokenizer)[name]
     if given is not None and header[name] != mine:
       raise UserError(f'session {path} belongs to another {name}: {json.dumps(_difference(header[name], mine))}')
-  state = traverse_util.unflatten_dict(flat, sep='/')
-  return jax.tree.map(jax.numpy.asarray, dict(dict(blocks={}, tail={}), **state))
+  empty = {name: traverse_util.empty_node for name in json.loads(header['empty'])}
+  return jax.tree.map(jax.numpy.asarray, traverse_util.unflatten_dict(flat | empty, sep='/'))
 
 
 def _difference(theirs: str, mine: str) -> str:

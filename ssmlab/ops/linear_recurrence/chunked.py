@@ -30,7 +30,8 @@ def chunked(tokens: Arrays, bonus: jax.Array | None, initial: jax.Array, chunk: 
   def cut(x):                                           # [batch, time, heads, ...] -> [groups, batch, heads, group, chunk, ...]
     x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
     x = x.reshape(x.shape[:1] + (groups, group, size) + x.shape[2:])
-    return jnp.moveaxis(x, (1, 4), (0, 2))
+    x = jnp.moveaxis(x, (1, 4), (0, 2))
+    return x.squeeze(3) if group == 1 else x
 
   documents = None
   if tokens['starts'] is not None:
@@ -39,8 +40,12 @@ def chunked(tokens: Arrays, bonus: jax.Array | None, initial: jax.Array, chunk: 
     before = jnp.pad(count, ((0, 0), (1, 0)))[:, :-1].reshape(-1, groups, group, size)[..., 0]
     count = count.reshape(-1, groups, group, size)
     documents = jnp.moveaxis(count, 1, 0)[:, :, None], jnp.moveaxis(before, 1, 0)[:, :, None]
+    if group == 1:
+      documents = tuple(x.squeeze(3) for x in documents)
   parts = {name: None if x is None else cut(x) for name, x in tokens.items() if name != 'starts'}
   o, state = _walk(bonus is not None, parts, documents, initial)
+  if group == 1:
+    o = o[:, :, :, None]
   o = jnp.moveaxis(o, (0, 2), (1, 4)).reshape(o.shape[1:2] + (groups * group * size,) + o.shape[2:3] + o.shape[-1:])[:, :time]
   if bonus is not None:
     q, k, v = (tokens[name].astype(o.dtype) for name in 'qkv')
@@ -91,7 +96,7 @@ def _group(before: bool, part: Arrays, documents, state: jax.Array) -> tuple[jax
   """One group of chunks: o [batch, heads, group, chunk, value] and the state after it.
 
   part: q, k, a, b [batch, heads, group, chunk, key], v [.., value], log_decay [.., key or 1].  documents: of the tokens [batch, 1, group,
-  chunk] and of the state that enters each chunk [batch, 1, group].
+  chunk] and of the state that enters each chunk [batch, 1, group].  The group axis is left out where a group is one chunk.
   """
   precision = jax.lax.Precision.DEFAULT if part['v'].dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
   product = functools.partial(jnp.matmul, precision=precision)
@@ -106,8 +111,8 @@ def _group(before: bool, part: Arrays, documents, state: jax.Array) -> tuple[jax
   reads = jnp.concatenate([early, a], axis=-2) if rank_one else early
   writes = jnp.concatenate([k, b], axis=-2) if rank_one else k
   kinds = 2 if rank_one else 1
-  scores = inside.scores(product, reads, writes, log_decay)
-  from_start, to_end, total = inside.decays(log_decay)
+  scores = inside.scores(precision, reads, writes, log_decay)
+  from_start, to_end, total = (jnp.exp(x) for x in inside.sums(log_decay))
   if documents is not None:
     of_token, of_state = documents
     same = of_token[..., :, None] == of_token[..., None, :]
@@ -115,7 +120,7 @@ def _group(before: bool, part: Arrays, documents, state: jax.Array) -> tuple[jax
     from_start = jnp.where((of_token == of_state[..., None])[..., None], from_start, 0)
     to_end = jnp.where((of_token == of_token[..., -1:])[..., None], to_end, 0)
     total = jnp.where((of_token[..., -1] == of_state)[..., None, None], total, 0)
-  reads, writes = inside._scale(reads, from_start), turn(inside._scale(writes, to_end))
+  reads, writes = inside.scale(reads, from_start), turn(inside.scale(writes, to_end))
   by_value = product(scores[..., :chunk], v)
   total = turn(total)
 
@@ -127,9 +132,13 @@ def _group(before: bool, part: Arrays, documents, state: jax.Array) -> tuple[jax
       v = jnp.concatenate([v, u], axis=-2)
     return total * state + product(writes, v), (seen[..., :chunk, :], u if rank_one else None)
 
-  xs = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (by_value, v, reads, writes, total, scores[..., chunk:, chunk:] if rank_one else None))
-  state, seen = jax.lax.scan(through, state, xs, unroll=q.shape[2] == 1)
-  o, u = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), seen)
+  xs = (by_value, v, reads, writes, total, scores[..., chunk:, chunk:] if rank_one else None)
+  if q.ndim == 4:
+    state, (o, u) = through(state, xs)
+  else:
+    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), xs)
+    state, seen = jax.lax.scan(through, state, xs)
+    o, u = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), seen)
   if not before:
     o = o + jnp.sum(q * k, axis=-1, keepdims=True) * v
   if rank_one:
