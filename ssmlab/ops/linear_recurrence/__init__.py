@@ -29,7 +29,7 @@ def linear_recurrence(
   With `bonus` u the token is read before it is written, as in RWKV-5 and 6:  o_t = (S_{t-1} + diag(u) k_t (x) v_t)^T q_t.
 
   q, k: [batch, time, heads, key].  v: [batch, time, heads, value].
-  log_decay: g, natural logarithm, <= 0.  One number per head ([batch, time, heads], or what broadcasts to it with three axes, or [heads]
+  log_decay: g, natural logarithm, finite and <= 0.  One number per head ([batch, time, heads], or what broadcasts to it with three axes, or [heads]
     for a constant), or one per key channel ([batch, time, heads, key], or what broadcasts to it with four axes, or [heads, key]); None
     is no decay.  A positive value cannot be seen when traced and is not checked: sums of it overflow.
   a, b: [batch, time, heads, key], both or neither; a reads the state before the decay.

@@ -1,4 +1,4 @@
-"""What happens inside a chunk of tokens, apart from the state: decays, scores, and the triangular system of the rank-one term.
+"""Decays inside a chunk of tokens, and the scores between its tokens.
 
 Every decay factor is exp of a sum of log decays of consecutive tokens, and each sum is formed by additions alone: no decay, however
 strong, overflows, no difference of large sums is taken, and the gradient of a log decay is the sum over just the pairs that straddle it.
@@ -7,32 +7,14 @@ the boundary between them, exp(g_{j+1} + .. + g_{i-1}) = exp(sum before the boun
 """
 
 import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_MILD = 60.0   # summed log decay of a chunk up to which exp(+-sum) and products with it stay well inside float32
+from ssmlab.ops.linear_recurrence.triangular import exact, halvings
 
-
-def exact(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Matrix product in full float32 on every platform, for sums in the exponent and for the inverse, which amplifies errors."""
-  return jnp.matmul(x, y, precision='highest')
-
-
-@functools.cache
-def _halvings(chunk: int) -> tuple[np.ndarray, np.ndarray]:
-  """(pairs, between): for half sizes 1, 2, .., chunk/2 the pairs (reader, writer) of neighbouring halves, bool [levels, chunk, chunk], and
-  the tokens strictly between a token and the boundary of its halves on its own side, 0/1 [levels, chunk, chunk]."""
-  i, s = np.arange(chunk)[:, None], np.arange(chunk)[None, :]
-  pairs, between = [], []
-  half = 1
-  while half < chunk:
-    boundary = i // (2 * half) * 2 * half + half
-    right = i >= boundary
-    pairs.append(right & (s < boundary) & (s >= boundary - half))
-    between.append(np.where(right, (s >= boundary) & (s < i), (s > i) & (s < boundary)))
-    half *= 2
-  return np.array(pairs).reshape(-1, chunk, chunk), np.array(between).reshape(-1, chunk, chunk)
+_MILD = 50.0   # summed log decay of half a chunk up to which exp(+-sum), times small gradients, stays inside float32
 
 
 def sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -57,7 +39,7 @@ def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
   return (kinds * factor[..., None, :, :]).reshape(x.shape)
 
 
-def scores(precision, reads: jax.Array, writes: jax.Array, log_decay: jax.Array | None) -> jax.Array:
+def scores(precision, reads: jax.Array, writes: jax.Array, log_decay: jax.Array) -> jax.Array:
   """sum_k reads_ik writes_jk exp(g_{j+1,k} + .. + g_{i-1,k}) for tokens j < i, else 0.  [..., n * chunk, m * chunk].
 
   reads: [..., n * chunk, key], n kinds of reads, one after the other.  writes: [..., m * chunk, key].
@@ -97,7 +79,8 @@ _vector_scores.defvjp(_vector_scores_forward, _vector_scores_backward)
 
 
 def _is_mild(log_decay: jax.Array) -> jax.Array:
-  return jnp.min(jnp.sum(log_decay, axis=-2)) > -_MILD
+  halves = log_decay.reshape(log_decay.shape[:-2] + (2, -1) + log_decay.shape[-1:])
+  return jnp.min(jnp.sum(halves, axis=-2)) > -_MILD
 
 
 def _mild_scores(precision, reads: jax.Array, writes: jax.Array, log_decay: jax.Array) -> jax.Array:
@@ -112,7 +95,7 @@ def _mild_scores(precision, reads: jax.Array, writes: jax.Array, log_decay: jax.
 
 def _any_scores(precision, reads: jax.Array, writes: jax.Array, log_decay: jax.Array) -> jax.Array:
   """The sum over all halvings; halves of one token need no decay, for reader and writer are neighbours."""
-  pairs, between = _halvings(log_decay.shape[-2])
+  pairs, between = halvings(log_decay.shape[-2])
   result = _keep(pairs[0], _product(precision, reads, writes))
   for mask, weights in zip(pairs[1:], between[1:]):
     factor = jnp.exp(_weigh(weights, log_decay))
@@ -130,33 +113,3 @@ def _scalar_decay(log_decay: jax.Array) -> jax.Array:
   constant = jnp.asarray(before, log_decay.dtype)
   sums = exact(jnp.swapaxes(log_decay, -1, -2) * constant, constant)
   return jnp.exp(jnp.where(before == 1, sums, -jnp.inf))
-
-
-@jax.custom_vjp
-def solve_unit_lower(lower: jax.Array, right: jax.Array) -> jax.Array:
-  """(I - lower)^{-1} right, with lower [..., chunk, chunk] strictly lower triangular and right [..., chunk, value]."""
-  return exact(inverse(lower), right)
-
-
-def _solve_forward(lower, right):
-  inv = inverse(lower)
-  solution = exact(inv, right)
-  return solution, (inv, solution)
-
-
-def _solve_backward(residuals, d_solution):
-  inv, solution = residuals
-  d_right = exact(jnp.swapaxes(inv, -1, -2), d_solution)
-  return jnp.tril(exact(d_right, jnp.swapaxes(solution, -1, -2)), -1), d_right
-
-
-solve_unit_lower.defvjp(_solve_forward, _solve_backward)
-
-
-def inverse(lower: jax.Array) -> jax.Array:
-  """(I - lower)^{-1} by block doubling, without powers of `lower`, which may overflow where the inverse does not."""
-  inv = jnp.eye(lower.shape[-1], dtype=lower.dtype)
-  for level, pairs in enumerate(_halvings(lower.shape[-1])[0]):
-    corner = jnp.where(pairs, lower, 0)
-    inv = inv + (corner if level == 0 else exact(inv, exact(corner, inv)))
-  return jnp.broadcast_to(inv, lower.shape)
