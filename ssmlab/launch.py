@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -232,6 +233,10 @@ def main(argv: list[str] | None = None) -> None:
   arguments(parser)
   parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
   args = parser.parse_args(argv[1:]) if action is bench else parser.parse_intermixed_args(argv[1:])
+  if not args.debug:                                         # Orbax logs tracebacks of what becomes one line here
+    for name in ('absl', 'asyncio'):
+      logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
   try:
     action(args)
   except (UserError, ValueError, OSError) as error:
@@ -240,6 +245,12 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(_refuse(' '.join(str(error).split())))
   except KeyboardInterrupt:
     sys.exit(_refuse('interrupted; complete checkpoints are kept') and 130)
+
+
+def _unraisable(caught) -> None:
+  """Says what nobody could catch, except what TensorStore's threads raise after a failed write, which is reported by then."""
+  if not (caught.exc_type is RuntimeError and str(caught.exc_value) == 'Event loop is closed'):
+    sys.__unraisablehook__(caught)
 
 
 def _refuse(line: str) -> int:

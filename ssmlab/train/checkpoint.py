@@ -28,6 +28,7 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """Step of the newest complete checkpoint."""
+    self._manager.reload()                                   # after a failed write its own list is wrong
     return self._manager.latest_step()
 
   def save(self, state: TrainState, step: int, record: dict[str, Any], metrics: dict[str, float]) -> None:
@@ -71,7 +72,7 @@ class Checkpoints:
 
 def _first_line(error: BaseException) -> str:
   text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0][:300]
+  return text.splitlines()[0].split(' [tensorstore_spec')[0][-300:]
 
 
 def like(state_shapes: TrainState, shardings: TrainState) -> TrainState:

@@ -1,5 +1,6 @@
 """The one training loop: build, restore, step, log, evaluate, save."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -50,11 +51,15 @@ def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = 
     recorder.say(f'resumed at step {start} of {experiment.train.steps} from {path}')
   loop = _Loop(experiment, path, mesh, checkpoints, recorder, record)
   try:
-    state = loop.train(pieces.compiled(), state, start)
-    return loop.finish(state)
-  finally:
-    recorder.close()
-    checkpoints.close()
+    summary = loop.finish(loop.train(pieces.compiled(), state, start))
+  except BaseException:
+    for part in (recorder, checkpoints):                     # what went wrong first is what is reported
+      with contextlib.suppress(Exception):
+        part.close()
+    raise
+  recorder.close()
+  checkpoints.close()
+  return summary
 
 
 class _Loop:
@@ -128,7 +133,7 @@ class _Loop:
       self.results.update(found)
       if numbers:
         self.recorder.log(dict(step=number, tokens=self.tokens, **numbers))
-        self.recorder.say(f'step {number}  ' + '  '.join(f'{key} {value:.4f}' for key, value in numbers.items()))
+        self.recorder.say(f'step {number}  ' + '  '.join(f'{key} {value:,.4f}' if isinstance(value, float) else f'{key} {value:,}' for key, value in numbers.items()))
       for key, value in found.items():
         if isinstance(value, str):
           self.recorder.say(f'{key}:\n{value}\n')

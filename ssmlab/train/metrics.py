@@ -39,8 +39,11 @@ class Recorder:
   def log(self, row: dict[str, float]) -> None:
     """row: {'step': int, name: number, ...}.  The line is on disk when this returns."""
     self._rows.append(row)
-    self._file.write(json.dumps(row) + '\n')
-    self._file.flush()
+    try:
+      self._file.write(json.dumps(row) + '\n')
+      self._file.flush()
+    except OSError as error:
+      raise UserError(f'{self._path} could not be written: {error.strerror}; complete checkpoints are kept') from error
     for name, value in row.items():
       if name != 'step':
         self._tensorboard.add_scalar(name, value, row['step'])

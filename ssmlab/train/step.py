@@ -70,7 +70,7 @@ class Trainer:
     (total, (count, sums)), grads = self._gradient(state.params, batch, jax.random.fold_in(state.key, state.step))
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)       # a bad step changes nothing

@@ -71,6 +71,10 @@ def prepare(experiment: Experiment, path: pathlib.Path, source: str | None = Non
   if (path / 'config.py').exists():
     _same_model(open_config(path).model, experiment.model, path)
   fingerprint = experiment.data.fingerprint()
+  for name, evaluator in experiment.evals:
+    split = getattr(evaluator, 'split', None)
+    if split is not None and fingerprint.get(split) is None:
+      raise UserError(f'evals: {name!r} reads the split {split!r}, which is empty in {experiment.data.source}')
   if jax.process_index() == 0:
     write(path / 'config.py', dump(experiment, _kept_beside(experiment, path, source)))
     write(path / 'environment.json', json.dumps(environment(fingerprint), indent=1))
