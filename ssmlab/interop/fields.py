@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ssmlab.core.config import UserError
@@ -41,10 +42,12 @@ def rope(config: dict, theta: float = 10000.0, fraction: float = 1.0) -> tuple[f
 
   Raises UserError where the wavelengths are rescaled.
   """
-  fields = dict(config.get('rope_scaling') or {}) | dict(config.get('rope_parameters') or {})
-  kind = fields.get('rope_type', fields.get('type', 'default'))
-  if kind != 'default':
-    raise UserError(f"config: rotary scaling {kind!r} is not supported; allowed: 'default'")
+  fields = {}
+  for said in (config.get('rope_scaling') or {}, config.get('rope_parameters') or {}):
+    kind = said.get('rope_type', said.get('type', 'default'))
+    if kind != 'default':
+      raise UserError(f"config: rotary scaling {kind!r} is not supported; allowed: 'default'")
+    fields |= said
   read = lambda name, default: float(fields.get(name, config.get(name)) or default)
   return read('rope_theta', theta), read('partial_rotary_factor', fraction)
 
@@ -60,5 +63,4 @@ def tied(config: dict, tensors, default: bool, table: str, head: str) -> bool:
 
 def bfloat16_sqrt(width: int) -> float:
   """sqrt(width) rounded to bfloat16, by which Gemma's embeddings are multiplied whatever the dtype."""
-  import ml_dtypes
   return float(np.asarray(math.sqrt(width), ml_dtypes.bfloat16))

@@ -12,13 +12,16 @@ from ssmlab.interop.files import read_safetensors
 
 BESIDE = pathlib.Path(__file__).resolve().parents[2].parent / 'shared' / 'golden'
 RELATIVE = 1e-4
+LEAST = 5e-6               # some forty float32 roundings: sums in another order differ by that much, whatever the reference's own error
 LEAST_GRADIENT = 1e-3      # of the largest gradient of the file: what is smaller is rounding (a key bias that softmax cancels)
 
 
 def files() -> list[pathlib.Path]:
   """Every golden json of our own folder and of SSMLAB_GOLDEN's (default: beside the checkout), one with equal contents once."""
-  folders = [pathlib.Path(__file__).with_name('data'), pathlib.Path(os.environ.get('SSMLAB_GOLDEN') or BESIDE)]
-  found = {}
+  named = os.environ.get('SSMLAB_GOLDEN')
+  if named and not pathlib.Path(named).is_dir():
+    raise ValueError(f'SSMLAB_GOLDEN={named} is not a folder')
+  folders, found = [pathlib.Path(__file__).with_name('data'), pathlib.Path(named or BESIDE)], {}
   for path in (path for folder in folders for path in sorted(folder.glob('*.json'))):
     if path.with_suffix('.safetensors').is_file():
       found.setdefault(hashlib.sha256(path.read_bytes() + path.with_suffix('.safetensors').read_bytes()).digest(), path)
@@ -77,7 +80,7 @@ class Errors:
     """where: bool, broadcast over the last axis: positions that count.  logits: the stated errors are of such numbers."""
     scale, allowed = float(np.abs(theirs).max()), RELATIVE
     if logits and self._rounding:
-      allowed = min(allowed, 10 * self._rounding / scale)
+      allowed = min(allowed, max(10 * self._rounding / scale, LEAST))
     self._add('outputs', key, mine, theirs, scale, max(allowed, 10 * self._forms / scale if logits else 0.0), where)
 
   def state(self, key: str, mine, theirs) -> None:
@@ -85,7 +88,7 @@ class Errors:
 
   def gradient(self, key: str, mine, theirs, largest: float) -> None:
     """largest: of all gradients in the file."""
-    allowed = RELATIVE if not self._gradients else min(RELATIVE, 10 * self._gradients)
+    allowed = RELATIVE if not self._gradients else min(RELATIVE, max(10 * self._gradients, LEAST))
     self._add('gradients', key, mine, theirs, max(float(np.abs(theirs).max()), LEAST_GRADIENT * largest), allowed)
 
   def _add(self, kind, key, mine, theirs, scale, allowed, where=None):
