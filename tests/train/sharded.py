@@ -1,0 +1,49 @@
+"""Run by test_sharding.py in a process with eight virtual devices: each mixer's training step on a mesh against one device.
+
+Prints 'NAME loss-difference gradient-difference' for every mixer.
+"""
+
+import importlib
+import pkgutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ssmlab.mixers
+from ssmlab.core import mesh as meshes
+from ssmlab.core.params import init
+from ssmlab.eval.heldout import place
+from ssmlab.layers.channel import GatedMLP
+from ssmlab.layers.embedding import Embedding
+from ssmlab.models import LM
+from ssmlab.tasks import NextToken
+
+
+def gradients(model, params, batch, mesh):
+  """(loss, gradient) of the batch on a mesh, as numpy."""
+  shardings = meshes.shardings(model.params(), mesh)
+  params = jax.tree.map(jax.device_put, params, shardings)
+  with meshes.use(mesh):
+    loss = lambda p, b: NextToken().loss(model, p, b, jax.random.key(0))[0] / b['targets'].size
+    return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss), out_shardings=(meshes.replicated(mesh), shardings))(params, place(batch, mesh)))
+
+
+def main(names):
+  random = np.random.default_rng(0)
+  ids = np.sort(random.integers(1, 4, (8, 16)), axis=1).astype(np.int32)
+  batch = dict(tokens=random.integers(0, 32, (8, 16), dtype=np.int32), targets=random.integers(0, 32, (8, 16), dtype=np.int32), segment_ids=ids)
+  for name in names or sorted(m.name for m in pkgutil.iter_modules(ssmlab.mixers.__path__)):
+    mixer = importlib.import_module(f'ssmlab.mixers.{name}').TINY
+    model = LM(vocab=32, width=16, pattern=(mixer,), depth=2, channel=GatedMLP(32), embedding=Embedding(size=1.0))
+    params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), init(jax.random.key(0), model.params()))
+    one = gradients(model, params, batch, meshes.make(devices=jax.devices()[:1]))
+    many = gradients(model, params, batch, meshes.make(meshes.MeshConfig(data=2, fsdp=2, tensor=2)))
+    relative = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / (np.abs(b).max() + 1e-12)), many, one)
+    print(name, relative[0], max(jax.tree.leaves(relative[1])), flush=True)
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_default_matmul_precision', 'highest')
+  main(sys.argv[1:])
