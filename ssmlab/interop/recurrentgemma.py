@@ -40,7 +40,8 @@ def _model(config, tensors) -> LM:
   width, heads = config.get('hidden_size', 2560), config.get('num_attention_heads', 10)
   depth, theta_fraction = config.get('num_hidden_layers', 26), fields.rope(config, fraction=0.5)
   hidden = config.get('intermediate_size') or 3 * width
-  channel = GatedMLP(hidden // 2, bias=True, activation=fields.activation(config, 'hidden_activation', 'gelu_pytorch_tanh'))
+  fields.only(config, 'hidden_activation', 'gelu_pytorch_tanh', 'gelu_new')           # also of the recurrent block, where ours is fixed
+  channel = GatedMLP(hidden // 2, bias=True, activation='gelu_tanh')
   mixers = dict(
       recurrent=RGLRU(inner=config.get('lru_width') or width, heads=heads, conv_width=config.get('conv1d_width', 4)),
       attention=Attention(
@@ -64,7 +65,7 @@ def _config(model: LM) -> dict:
   config = dict(
       model_type='recurrent_gemma', architectures=['RecurrentGemmaForCausalLM'], vocab_size=model.vocab, hidden_size=model.width,
       num_hidden_layers=model.depth, intermediate_size=2 * model.blocks[0].channel.hidden, rms_norm_eps=model.norm.eps,
-      hidden_activation=fields.activation_name(model.blocks[0].channel.activation), logits_soft_cap=model.head.softcap,
+      hidden_activation='gelu_pytorch_tanh', logits_soft_cap=model.head.softcap,
       tie_word_embeddings=model.head.tied, block_types=kinds)
   if 'recurrent' in of:
     config |= dict(num_attention_heads=of['recurrent'].heads, lru_width=of['recurrent'].inner, conv1d_width=of['recurrent'].conv_width)
