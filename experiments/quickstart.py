@@ -1,6 +1,8 @@
-"""RWKV-7, byte level, on the Python standard library's own sources."""
+"""RWKV-7, 1.6M parameters, bytes of the Python standard library's own sources.  Architecture: arXiv 2503.14456.
 
-from ssmlab.core.config import override
+python -m ssmlab.launch experiments/quickstart.py
+"""
+
 from ssmlab.data import Bytes, Data, StandardLibrary
 from ssmlab.eval import Compressors, HeldOut, Sample
 from ssmlab.layers.channel import RWKV7ChannelMix
@@ -13,9 +15,9 @@ from ssmlab.train import AdamW, Experiment, Train
 
 def config():
   return Experiment(
-      model=LM(vocab=256, width=192, pattern=(RWKV7(head_dim=32),), depth=4, channel=RWKV7ChannelMix(hidden=768), norm=LayerNorm(),
+      model=LM(vocab=256, width=160, pattern=(RWKV7(head_dim=32),), depth=4, channel=RWKV7ChannelMix(hidden=640), norm=LayerNorm(),
                embedding=Embedding('uniform', 1e-4, norm=LayerNorm()), head=Head(start='orthogonal', size=0.5), remat='none'),
-      data=Data(StandardLibrary(), Bytes(), length=256, batch_size=8),
-      optim=AdamW(peak_lr=4e-3, warmup_steps=30, b1=0.9, b2=0.99),
-      train=Train(steps=600, log_every=10, checkpoint_every=300),
-      evals=(('valid', HeldOut(every=200, max_tokens=32768)), ('sample', Sample('def ')), ('baseline', Compressors())))
+      data=Data(StandardLibrary(valid_share=0.02, test_share=0.02), Bytes(), length=256, batch_size=8),
+      optim=AdamW(peak_lr=4e-3, warmup_steps=30, b1=0.9, b2=0.99, end_ratio=0.05),
+      train=Train(steps=600, log_every=20, checkpoint_every=300),
+      evals=(('valid', HeldOut(every=300, max_tokens=32768)), ('sample', Sample('def ')), ('baseline', Compressors())))

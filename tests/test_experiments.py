@@ -1,0 +1,34 @@
+"""Every experiment runs two small steps, and prints what it is."""
+
+import pathlib
+
+import pytest
+
+from ssmlab import launch
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / 'experiments').glob('*.py'))
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_quick_form(path, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  launch.main([str(path), '--print'])
+  assert 'parameters' in capsys.readouterr().out
+  changes = []
+  if path.stem.startswith('novels') and not (ROOT.parent / 'shared' / 'data' / 'lm').exists():
+    (tmp_path / 'text.txt').write_text('It was a dark night.\n' * 2000)
+    changes = [f'data.source={tmp_path / "text.txt"}']
+  launch.main([str(path), '--quick', '--workdir', str(tmp_path / 'run'), *changes])
+  assert (tmp_path / 'run' / 'summary.json').exists() and 'valid/bits_per_byte' in capsys.readouterr().out
+  assert path.read_text().startswith('"""') and 'python -m ssmlab.launch' in path.read_text()
+
+
+def test_the_quick_starts_differ_in_the_model_only():
+  """And their models are of one size, within a few percent."""
+  configs = [launch.resolve(launch.load_experiment(str(p)), []) for p in FILES if p.stem.startswith('quickstart')]
+  assert len(configs) == 4
+  sizes = [c.model.size() for c in configs]
+  assert max(sizes) / min(sizes) < 1.05
+  for config in configs[1:]:
+    assert [getattr(config, n) == getattr(configs[0], n) for n in ('data', 'task', 'optim', 'train', 'mesh', 'evals')] == [True] * 6
