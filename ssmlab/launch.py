@@ -54,8 +54,14 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('suite', help='one of: recurrence')
+  parser.add_argument('suite', help=f'one of: {", ".join(_suites())}')
   parser.add_argument('rest', nargs=argparse.REMAINDER, help='arguments of the suite; --help shows them')
+
+
+def _suites() -> list[str]:
+  import pkgutil
+  import ssmlab.bench
+  return sorted(module.name for module in pkgutil.iter_modules(ssmlab.bench.__path__))
 
 
 def load_experiment(path: str):
@@ -64,6 +70,8 @@ def load_experiment(path: str):
   file = pathlib.Path(path)
   if not file.is_file():
     raise UserError(f'experiment {path} does not exist')
+  if file.suffix != '.py':
+    raise UserError(f'experiment {path} is not a Python file')
   try:
     module = load_module(file)
   except (SyntaxError, ImportError, NameError) as error:
@@ -207,11 +215,9 @@ def evaluate(args) -> None:
 
 def bench(args) -> None:
   import importlib
-  try:
-    suite = importlib.import_module(f'ssmlab.bench.{args.suite}')
-  except ModuleNotFoundError as error:
-    raise UserError(f'bench {args.suite!r} is not one of recurrence') from error
-  suite.main(args.rest)
+  if args.suite not in _suites():
+    raise UserError(f'bench {args.suite!r} is not one of {", ".join(_suites())}')
+  importlib.import_module(f'ssmlab.bench.{args.suite}').main(args.rest)
 
 
 COMMANDS = {'launch': (launch, _launch_arguments), 'sample': (sample, _sample_arguments),

@@ -69,7 +69,7 @@ class _Loop:
     self.experiment, self.path, self.mesh = experiment, path, mesh
     self.checkpoints, self.recorder, self.results = checkpoints, recorder, {}
     self.clock, self.tokens = metrics.Clock(record['seconds']), record['tokens']
-    self.saved, self.stopping = None, False
+    self.saved, self.stopping, self.tracing = None, False, False
     data = experiment.data
     self.step_tokens = data.batch_size * data.length
     self.step_flops = 3 * experiment.model.flops(data.length) * self.step_tokens
@@ -100,6 +100,8 @@ class _Loop:
             self._stop(number)
     finally:
       signal.signal(signal.SIGTERM, before)
+      if self.tracing:
+        jax.profiler.stop_trace()
     return state
 
   def _read(self, pending, state) -> None:
@@ -157,8 +159,10 @@ class _Loop:
       first, last = self.experiment.train.profile
       if number == first:
         jax.profiler.start_trace(str(self.path / 'profile'))
-      if number == last + 1:
+        self.tracing = True
+      if number == last + 1 and self.tracing:
         jax.profiler.stop_trace()
+        self.tracing = False
 
   def finish(self, state) -> dict[str, Any]:
     """The last evaluation, the last checkpoint and the summary."""

@@ -124,6 +124,11 @@ def test_what_no_part_can_see_alone(experiment, tmp_path, field, value, message)
     loop.run(changed, tmp_path / 'r', quiet=True)
 
 
+def test_a_trace_of_chosen_steps(experiment, tmp_path):
+  loop.run(override(override(experiment, 'train.profile', (2, 3)), 'train.steps', 3), tmp_path / 'r', quiet=True)
+  assert list((tmp_path / 'r' / 'profile').rglob('*.xplane.pb'))
+
+
 def test_quick_is_two_small_steps(experiment):
   small = quick(experiment, 1)
   assert (small.train.steps, small.data.batch_size, small.data.length) == (2, 1, 32)

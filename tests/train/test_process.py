@@ -119,6 +119,7 @@ WRONG = [
     (('EXPERIMENT', 'data.batch_size=0'), 'data.batch_size', 'at least 1'),
     (('EXPERIMENT', '--sweep-index', '7'), '--sweep-index 7', '0 to 1'),
     (('absent.py',), 'absent.py does not exist', ''),
+    (('launch', 'README.md'), 'README.md is not a Python file', ''),
     (('fly', 'x'), "unknown command 'fly'", 'launch, sample, eval, bench'),
     (('sample', 'absent'), 'absent does not exist', ''),
     (('sample', 'FOLDER', '--prompt', 'x'), '', ''),
