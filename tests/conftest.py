@@ -8,6 +8,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 import jax
 import pytest
 
+pytest_plugins = ['golden.table']
+
 jax.config.update('jax_default_matmul_precision', 'highest')
 
 

@@ -65,7 +65,7 @@ def _json(path: pathlib.Path) -> dict:
 
 
 def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The folder's files of tensors: those an index names, else all of the first suffix there is."""
+  """The folder's files of tensors: those an index names, else the one with Hugging Face's name, else all of the first suffix there is."""
   for name in INDICES:
     if (folder / name).is_file():
       shards = sorted(set(_json(folder / name).get('weight_map', {}).values()))
@@ -73,6 +73,9 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
         if pathlib.PurePath(shard).name != shard or not (folder / shard).is_file():
           raise UserError(f'{folder / name} names {shard!r}, which is not in the folder')
       return [folder / shard for shard in shards]
+  for name in ('model.safetensors', 'pytorch_model.bin'):
+    if (folder / name).is_file():
+      return [folder / name]
   for suffix in SUFFIXES:
     if found := sorted(path for path in folder.glob(f'*{suffix}') if not OTHER.fullmatch(path.name)):
       return found

@@ -35,7 +35,7 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
   except UserError:
     raise
   except Exception as error:          # a damaged pickle can raise nearly anything
-    raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
+    raise UserError(f'{path} cannot be read: {type(error).__name__}: {" ".join(str(error).split())}') from error
 
 
 class _Archive:

@@ -24,7 +24,7 @@ class Run:
   """One file: its model, and one compiled function for each way of calling it."""
 
   def __init__(self, golden: Golden):
-    self.golden, self.errors = golden, Errors(golden.meta)
+    self.golden, self.errors = golden, Errors(golden)
     name = adapter(golden.meta['system'])
     self.form = pretrained.form_of(name)
     self.model, self.params, _ = pretrained.build(name, golden.meta.get('config') or {}, golden.under('param/'), golden.name)
