@@ -69,6 +69,8 @@ def diagonal_recurrence(
 
 
 def _choose(implementation: str, length: int) -> str:
+  """On CPU the loop wins at every length: [4, 2048, 1024] forward 47 ms, gradient 130 ms; associative 92 and 236; blocked 150 and 247
+  (2 cores, busy, November 2026).  On accelerators, not measured, loops of tiny steps lose; blocks bound the memory of long inputs."""
   if implementation != 'auto':
     return implementation
   if length <= 16 or jax.default_backend() == 'cpu':
@@ -117,8 +119,8 @@ def _apply_segments(a: Numbers, b: Numbers, segment_ids: jax.Array, reverse: boo
   begins = flip(segments.starts(flip(segment_ids)))
   expand = lambda mask: mask.reshape(mask.shape + (1,) * (b[0].ndim - 2))
   begins, is_real = expand(begins), expand(segments.real(segment_ids))
-  keep = (1.0, 0.0)                                     # the number one, as real and imaginary part
-  a = tuple(jnp.where(begins, 0.0, jnp.where(is_real, x, one)).astype(x.dtype) for x, one in zip(a, keep))
+  unit = (1.0, 0.0)                                     # the number one, as real and imaginary part
+  a = tuple(jnp.where(begins, 0.0, jnp.where(is_real, x, one)).astype(x.dtype) for x, one in zip(a, unit))
   return a, tuple(jnp.where(is_real, x, 0.0).astype(x.dtype) for x in b)
 
 

@@ -54,18 +54,19 @@ def layouts(length):
   return {'one document': one, 'many': many, 'padded': padded, 'nothing but padding': empty}
 
 
+@functools.partial(jax.jit, static_argnames=('implementation', 'chunk'))
 def compute(made, segment_ids, **form):
   """(output, final state) and all gradients of a fixed projection of both."""
   def loss(made):
     o, state = linear_recurrence(**made, segment_ids=segment_ids, **form)
-    weigh = lambda x: jnp.sum(x.astype(state.dtype) * jnp.cos(jnp.arange(x.size, dtype=state.dtype) ** 2 / 7).reshape(x.shape))
+    weigh = lambda x: jnp.sum(x.astype(state.dtype) * np.cos(np.arange(x.size) ** 2 / 7).reshape(x.shape).astype(state.dtype))
     return weigh(o) + weigh(state), (o, state)
   gradient, results = jax.grad(loss, has_aux=True)(made)
   return *results, gradient
 
 
 def compiled(**form):
-  return jax.jit(functools.partial(compute, **form))
+  return functools.partial(compute, **form)
 
 
 def assert_close(results, expected, relative):
@@ -88,7 +89,8 @@ def check_forms(kind, rank_one, bonus, length, forms):
         assert_close(function(case, ids), expected, 1e-10)
 
 
-@pytest.mark.parametrize('kind, rank_one, bonus', [setting for setting in SETTINGS if setting[0] != 'none'] + [('none', True, False)])
+@pytest.mark.parametrize('kind, rank_one, bonus', [
+    ('none', True, False), ('scalar', False, False), ('scalar', True, True), *(setting for setting in SETTINGS if setting[0] == 'vector')])
 def test_chunked_is_the_definition(kind, rank_one, bonus):
   check_forms(kind, rank_one, bonus, LENGTH, [FORMS['chunked']])
 
