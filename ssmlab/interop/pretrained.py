@@ -47,10 +47,11 @@ def _recognised(path, config: dict | None, tensors: Arrays) -> str:
 
 
 def form_of(name: str) -> Format:
-  """The format of that name; UserError naming the allowed ones."""
-  if name not in FORMATS:
-    raise UserError(f'unknown format {name!r}; formats: {", ".join(FORMATS)}')
-  return FORMATS[name]
+  """The format of that name, which may end in '-hf' as golden files name systems of transformers; UserError naming the allowed ones."""
+  for known in (name, name.removesuffix('-hf')):
+    if known in FORMATS:
+      return FORMATS[known]
+  raise UserError(f'unknown format {name!r}; formats: {", ".join(FORMATS)}')
 
 
 def build(name: str, config: dict, tensors: Arrays, source: str) -> tuple[LM, Any, list[str]]:

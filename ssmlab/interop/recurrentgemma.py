@@ -17,8 +17,7 @@ KINDS = {'recurrent': 'recurrent', 'linear_attention': 'recurrent', 'attention':
 
 
 def _recognise(config, tensors) -> bool:
-  config = config or {}
-  return config.get('model_type') == 'recurrent_gemma' or 'RecurrentGemmaForCausalLM' in (config.get('architectures') or ())
+  return (config or {}).get('model_type') == 'recurrent_gemma' or 'model.layers.0.temporal_pre_norm.weight' in tensors
 
 
 def _kinds(config, depth: int) -> list[str]:

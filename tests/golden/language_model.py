@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from compare import Errors, Golden
 
+from ssmlab.core.config import UserError
 from ssmlab.eval.generate import generate
 from ssmlab.interop import mapping, pretrained
 
@@ -15,9 +16,11 @@ PADDED = {'llama-hf': None, 'recurrentgemma-hf': 0}
 TOKENWISE = 3              # tokens read one by one where the file has no continuation
 
 
-def adapter(system: str) -> str | None:
-  """Name of the format that reads this system's parameters, or None."""
-  return next((name for name in (system, system.removesuffix('-hf')) if name in pretrained.FORMATS), None)
+def has_adapter(system: str) -> bool:
+  try:
+    return bool(pretrained.form_of(system))
+  except UserError:
+    return False
 
 
 class Run:
@@ -25,17 +28,19 @@ class Run:
 
   def __init__(self, golden: Golden):
     self.golden, self.errors = golden, Errors(golden)
-    name = adapter(golden.meta['system'])
-    self.form = pretrained.form_of(name)
-    self.model, self.params, _ = pretrained.build(name, golden.meta.get('config') or {}, golden.under('param/'), golden.name)
     system, config = golden.meta['system'], golden.meta.get('config') or {}
+    self.form = pretrained.form_of(system)
+    self.model, self.params, _ = pretrained.build(system, config, golden.under('param/'), golden.name)
     self.padding = config.get('pad_token_id', PADDED[system]) if system in PADDED else None
     self.ids, self.more = golden.tokens('in/input_ids'), golden.tokens('in/cont_ids')
-    self.room = self.ids.shape[1] + (0 if self.more is None else self.more.shape[1])
+    lengths = {key: array.shape[1] for key, array in golden.tensors.items() if array.ndim > 1}
+    together = lambda *keys: sum(lengths.get(key, 0) for key in keys)
+    self.room = max(together('in/input_ids', 'in/cont_ids'), together('leftpad/in/input_ids'), together('decode/in/prompt', 'decode/out/tokens'))
     self.apply = jax.jit(self.model.apply)
 
-  def start(self, rows: int, room: int):
-    return self.model.init_state(rows, room)
+  def start(self, rows: int):
+    """One size of state for all calls, so that few are compiled."""
+    return self.model.init_state(rows, self.room)
 
   def check(self) -> Errors:
     self.whole()
@@ -112,11 +117,11 @@ class Run:
     golden, logits = self.golden, self.golden.take('out/logits')
     if self.more is None:
       cut = max(self.ids.shape[1] - TOKENWISE, 1)
-      _, state = self.read('out/logits (prompt)', self.ids[:, :cut], self.start(len(self.ids), self.room), logits[:, :cut])
+      _, state = self.read('out/logits (prompt)', self.ids[:, :cut], self.start(len(self.ids)), logits[:, :cut])
       state = self.one_by_one('out/logits (token by token)', self.ids[:, cut:], state, logits[:, cut:])
       self.state('out/state', state, self.ids.shape[1])
       return
-    mine, after = self.read('out/logits (with a state)', self.ids, self.start(len(self.ids), self.room), logits)
+    mine, after = self.read('out/logits (with a state)', self.ids, self.start(len(self.ids)), logits)
     theirs = self.state('out/state', after, self.ids.shape[1])
     continued, total = golden.take('out/cont_logits'), self.ids.shape[1] + self.more.shape[1]
     _, state = self.read('out/cont_logits', self.more, after, continued)
@@ -160,7 +165,7 @@ class Run:
     segment_ids = np.asarray(mask, np.int32)
     logits, _ = self.apply(self.params, ids, None, segment_ids)
     self.errors.output('leftpad/out/logits', logits, theirs, mask)
-    logits, _ = self.apply(self.params, ids, self.start(len(ids), ids.shape[1]), segment_ids)
+    logits, _ = self.apply(self.params, ids, self.start(len(ids)), segment_ids)
     self.errors.output('leftpad/out/logits (with a state)', logits, theirs, mask)
 
   def greedy(self):
@@ -169,7 +174,7 @@ class Run:
     if prompt is None:
       return
     tokens, theirs = golden.tokens('decode/out/tokens'), golden.take('decode/out/logits')
-    logits, state = self.apply(self.params, prompt, self.start(len(prompt), prompt.shape[1] + tokens.shape[1]))
+    logits, state = self.apply(self.params, prompt, self.start(len(prompt)))
     seen = [np.asarray(logits[:, -1])]
     for column in range(tokens.shape[1] - 1):
       logits, state = self.apply(self.params, tokens[:, column:column + 1], state)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from compare import Golden, files
-from language_model import Run, adapter
+from language_model import Run, has_adapter
 from missing import MISSING
 
 
@@ -16,7 +16,7 @@ def examine(golden: Golden, record) -> None:
   if system in MISSING:
     record('golden', dict(file=golden.name, note='no adapter yet'))
     return
-  assert adapter(system), f'{golden.name} is of system {system!r}, which nobody knows'
+  assert has_adapter(system), f'{golden.name} is of system {system!r}, which nobody knows'
   run = Run(golden)
   with jax.default_matmul_precision('highest'):
     try:
@@ -58,7 +58,7 @@ def test_a_wrong_number_and_a_tensor_that_nobody_reads_fail():
 
 @pytest.mark.parametrize('system', sorted(MISSING))
 def test_what_is_missing_has_no_adapter(system):
-  assert adapter(system) is None, f'{system} has an adapter: take it off tests/golden/missing.py'
+  assert not has_adapter(system), f'{system} has an adapter: take it off tests/golden/missing.py'
 
 
 def test_own_files_are_there():

@@ -321,3 +321,12 @@ def test_a_model_that_the_format_cannot_express(tmp_path):
     pretrained.save_pretrained(tmp_path / 'x', scaled, params, 'llama')
   with pytest.raises(UserError, match='format rwkv7 has no place for'):
     pretrained.save_pretrained(tmp_path / 'x', model, params, 'rwkv7')
+
+
+def test_a_folder_without_a_model_type(tmp_path):
+  """What is recognised by its keys alone needs no model_type."""
+  for name in ('recurrentgemma', 'retnet', 'rwkv7'):
+    config, tensors = golden(name)
+    config.pop('model_type', None)
+    folder = write(tmp_path / name, config, model=tensors)
+    assert ssmlab.load_pretrained(folder)[2]['format'] == ssmlab.load_pretrained(folder, format=name)[2]['format'] == name
