@@ -15,5 +15,5 @@ NOVELS = '../shared/data/lm/novels-{}.jsonl.xz'
 def config():
   start = base()
   source = Text(NOVELS.format('train'), valid=NOVELS.format('valid'), test=NOVELS.format('test'))
-  evals = (('valid', HeldOut(every=300, max_tokens=32768, final_max_tokens=262144)), ('sample', Sample('It was ')), ('baseline', Compressors(max_bytes=262144)))
+  evals = (('valid', HeldOut(every=250, max_tokens=32768, final_max_tokens=262144)), ('sample', Sample('It was ')), ('baseline', Compressors(max_bytes=262144)))
   return dataclasses.replace(start, data=dataclasses.replace(start.data, source=source), evals=evals)

@@ -19,5 +19,5 @@ def config():
                embedding=Embedding('uniform', 1e-4, norm=LayerNorm()), head=Head(start='orthogonal', size=0.5), remat='none'),
       data=Data(StandardLibrary(valid_share=0.02, test_share=0.02), Bytes(), length=256, batch_size=8),
       optim=AdamW(peak_lr=4e-3, warmup_steps=30, b1=0.9, b2=0.99, end_ratio=0.05),
-      train=Train(steps=600, log_every=20, checkpoint_every=300),
-      evals=(('valid', HeldOut(every=300, max_tokens=32768)), ('sample', Sample('def ')), ('baseline', Compressors())))
+      train=Train(steps=500, log_every=20, checkpoint_every=250),
+      evals=(('valid', HeldOut(every=250, max_tokens=32768)), ('sample', Sample('def ')), ('baseline', Compressors())))

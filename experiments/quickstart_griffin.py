@@ -16,5 +16,5 @@ def config():
   recurrent = RGLRU(inner=192, heads=6)
   local = Attention(heads=5, head_dim=32, kv_heads=1, window=64, rotary_fraction=0.5)
   return override(base(), 'model', LM(
-      vocab=256, width=160, pattern=(recurrent, recurrent, local), depth=4, channel=GatedMLP(hidden=480, activation='gelu_tanh'),
+      vocab=256, width=160, pattern=(recurrent, recurrent, local), depth=4, channel=GatedMLP(hidden=554, activation='gelu_tanh'),
       norm=RMSNorm(zero_centred=True), remat='none'))

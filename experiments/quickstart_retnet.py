@@ -14,5 +14,5 @@ from ssmlab.models import LM
 def config():
   width = 160
   return override(base(), 'model', LM(
-      vocab=256, width=width, pattern=(Retention(heads=5, head_dim=32, value_dim=52),), depth=4, channel=GatedMLP(hidden=260, activation='gelu', uniform=True),
+      vocab=256, width=width, pattern=(Retention(heads=5, head_dim=32, value_dim=64),), depth=4, channel=GatedMLP(hidden=326, activation='gelu', uniform=True),
       embedding=Embedding(size=width ** -0.5), head=Head(size=width ** -0.5), remat='none'))

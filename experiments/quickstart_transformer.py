@@ -11,4 +11,4 @@ from ssmlab.models import LM
 
 
 def config():
-  return override(base(), 'model', LM(vocab=256, width=160, pattern=(Attention(heads=5, head_dim=32),), depth=4, channel=GatedMLP(hidden=448), remat='none'))
+  return override(base(), 'model', LM(vocab=256, width=160, pattern=(Attention(heads=5, head_dim=32),), depth=4, channel=GatedMLP(hidden=540), remat='none'))
