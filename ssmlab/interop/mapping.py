@@ -51,6 +51,8 @@ def shaped(*shape: int) -> Turn:
 class Rule:
   """theirs: key, or several keys that make one entry.  ours: path with '/', or several.
 
+  A path of ours that begins with '*/' stands for that path in every block that has it, from the bottom up: one tensor holds all layers.
+
   mixer: only in blocks with this mixer (None: in all).  absent: layers whose tensors files may lack; ours are zeros then.
   """
   theirs: str | tuple[str, ...]
@@ -113,6 +115,11 @@ def _entries(rules: list[Rule], model: LM, tree) -> Iterator[tuple[Rule, tuple[s
   outside, layers = views(model, tree)
   for rule in rules:
     theirs, ours = _keys(rule.theirs), _keys(rule.ours)
+    if ours[0].startswith('*/'):
+      paths = [path.removeprefix('*/') for path in ours]
+      if named := {f'block {index}: {path}': places[path] for path in paths for index, places in enumerate(layers) if path in places}:
+        yield rule, theirs, named, False
+      continue
     if '{layer}' not in theirs[0]:
       if ours[0] in outside:
         yield rule, theirs, {path: outside[path] for path in ours}, False

@@ -72,6 +72,63 @@ class GatedMLP(ChannelMixer):
 
 
 @dataclasses.dataclass(frozen=True)
+class RWKVChannelMix(ChannelMixer):
+  """sigmoid(x_r W_receptance) * (relu(x_k W_key)^2 W_value),  x_n = mix_n * x + (1 - mix_n) * x_previous.  RWKV-4 and 5.
+
+  RWKV, arXiv 2305.13048, eq. 19-21; BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py and RWKV-v5/src/model.py (class RWKV_ChannelMix).
+  hidden: width inside, 4 * width in RWKV-4, 3.5 * width rounded down to a multiple of 32 in RWKV-5.
+  key_start: gain of W_key's orthogonal start, sqrt(hidden / width) in RWKV-4's code and 1 in RWKV-5's.
+  """
+  hidden: int
+  key_start: float = 1.0
+
+  def params(self, width: int):
+    mix = inits.by_layer(lambda layer: (jnp.arange(width) / width) ** (1 - layer.index / layer.count))
+    return dict(mix_k=vector(width, None, mix), mix_r=vector(width, None, mix)) | _receptance_params(width, self.hidden, self.key_start)
+
+  def init_state(self, width: int, batch: int):
+    return dict(shift=jnp.zeros((batch, width), jnp.float32))
+
+  def apply(self, params, x, state=None, *, segment_ids=None):
+    before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
+    x_k, x_r = (x * params[name] + before * (1 - params[name]) for name in ('mix_k', 'mix_r'))
+    return _receptance_gated(params, x_k, x_r), None if state is None else dict(shift=last.astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class RWKV6ChannelMix(ChannelMixer):
+  """sigmoid(x_r W_receptance) * (relu(x_k W_key)^2 W_value),  x_n = x + (x_previous - x) * x_n.  RWKV-6.
+
+  RWKVChannelMix with coefficients of the previous token, stored as such: 1 - mix is not the same number after rounding.
+  Eagle and Finch, arXiv 2404.05892, section 4; BlinkDL/RWKV-LM, RWKV-v5/src/model.py (class RWKV_CMix_x060).
+  hidden: width inside, 3.5 * width rounded down to a multiple of 32 in the published models.
+  """
+  hidden: int
+
+  def params(self, width: int):
+    mix = inits.by_layer(lambda layer: 1 - (jnp.arange(width) / width) ** ((1 - layer.index / layer.count) ** 3))
+    return dict(x_k=vector(width, None, mix), x_r=vector(width, None, mix)) | _receptance_params(width, self.hidden, 1.0)
+
+  def init_state(self, width: int, batch: int):
+    return dict(shift=jnp.zeros((batch, width), jnp.float32))
+
+  def apply(self, params, x, state=None, *, segment_ids=None):
+    before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
+    x_k, x_r = (x + (before - x) * params[name] for name in ('x_k', 'x_r'))
+    return _receptance_gated(params, x_k, x_r), None if state is None else dict(shift=last.astype(jnp.float32))
+
+
+def _receptance_params(width: int, hidden: int, key_start: float):
+  return dict(w_key=Param((width, hidden), ('width', 'hidden'), inits.orthogonal(key_start)),
+              w_value=Param((hidden, width), ('hidden', 'width'), inits.zeros()),
+              w_receptance=Param((width, width), ('width', None), inits.zeros()))
+
+
+def _receptance_gated(params, x_k, x_r):
+  return jax.nn.sigmoid(x_r @ params['w_receptance']) * (jnp.square(jax.nn.relu(x_k @ params['w_key'])) @ params['w_value'])
+
+
+@dataclasses.dataclass(frozen=True)
 class RWKV7ChannelMix(ChannelMixer):
   """relu((x + (x_previous - x) * x_k) W_key)^2 W_value.  RWKV-7 "Goose", arXiv 2503.14456, section 4 (feed-forward network).
 

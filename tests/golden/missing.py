@@ -3,4 +3,4 @@
 MISSING = {
     'augvit-block', 'bert-hf', 'calm-alt-heads', 'calm-autoencoder', 'calm-brierlm', 'calm-energy-head', 'calm-lm', 'calm-temperature',
     'gated-deltanet-hf', 'gpt2-hf', 'h3-layer', 'hyena-filter', 'hyena-lm', 'hyena-operator', 'mamba1-hf', 'mamba2-hf', 'modernbert-hf',
-    'mosaicbert', 'mqar', 'roberta-hf', 'rwkv4-hf', 'rwkv4-pth', 'rwkv5', 'rwkv6', 'xlstm-hf'}
+    'mosaicbert', 'mqar', 'roberta-hf', 'xlstm-hf'}
