@@ -9,7 +9,7 @@ LOGITS_AT_ONCE = 2 ** 24                                     # entries: 64 MiB i
 
 
 def cross_entropy(head, x: jax.Array, targets: jax.Array, vocab: int, piece: int = 0) -> dict[str, jax.Array]:
-  """Sums over the positions that have a target: nats, squared log-partition, hits of the largest logit, and their count.
+  """Sums over the positions that have a target: nats, squared log-partition, squared largest logit, its hits, and their count.
 
   head: function [batch, piece, width] -> float32 logits [batch, piece, vocab].
   x: [batch, time, width].  targets: int32 [batch, time], negative where there is none.
@@ -26,10 +26,11 @@ def cross_entropy(head, x: jax.Array, targets: jax.Array, vocab: int, piece: int
     logits = head(x)
     partition = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    largest = jnp.max(logits, axis=-1)
     weight = (targets >= 0).astype(logits.dtype)
-    hits = (picked >= jnp.max(logits, axis=-1)).astype(logits.dtype)
+    hits = (picked >= largest).astype(logits.dtype)
     return dict(nats=jnp.sum((partition - picked) * weight), partition=jnp.sum(jnp.square(partition) * weight),
-                hits=jnp.sum(hits * weight), count=jnp.sum(weight))
+                largest=jnp.sum(jnp.square(largest) * weight), hits=jnp.sum(hits * weight), count=jnp.sum(weight))
   if pieces == 1:
     return one(x[0], targets[0])
   add = lambda total, xs: (jax.tree.map(jnp.add, total, jax.checkpoint(one)(*xs)), None)
@@ -39,13 +40,15 @@ def cross_entropy(head, x: jax.Array, targets: jax.Array, vocab: int, piece: int
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-  """mean over targets of -log p(target) + z_loss * (log sum exp logits)^2.
+  """mean over targets of -log p(target) + z_loss * (log sum exp logits)^2 + max_logit / 2 * (largest logit)^2.
 
   z_loss: weight of the squared log-partition, 1e-4 in PaLM (arXiv 2204.02311, section 5).
+  max_logit: slope of a spring on the largest logit, 1e-4 in RWKV (BlinkDL/RWKV-LM, class L2Wrap).
   piece: positions of each row whose logits are in memory at once; 0 chooses.
   A task's `loss` returns sums, so that micro-batches and hosts add up to exactly the whole batch's mean.
   """
   z_loss: float = 0.0
+  max_logit: float = 0.0
   piece: int = 0
 
   def loss(self, model, params, batch, key: jax.Array):
@@ -55,5 +58,5 @@ class NextToken:
     """
     x, _ = model.hidden(params, batch['tokens'], segment_ids=batch['segment_ids'])
     sums = cross_entropy(lambda h: model.logits(params, h), x, batch['targets'], model.vocab, self.piece)
-    total = sums['nats'] + self.z_loss * sums['partition']
+    total = sums['nats'] + self.z_loss * sums['partition'] + 0.5 * self.max_logit * sums['largest']
     return total, (sums['count'], dict(loss=sums['nats'], accuracy=sums['hits']))

@@ -8,35 +8,42 @@ import optax
 
 from ssmlab.core.params import hints
 
-DECAYS = ('cosine', 'linear', 'constant', 'stable')
+DECAYS = ('cosine', 'linear', 'exponential', 'constant', 'stable')
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """Linear warm-up to `peak_lr`, then one of four courses to the last step.
+  """Linear warm-up to `peak_lr`, `hold_steps` steps there, then one of five courses to the last step.
 
-  decay: 'cosine' or 'linear' down to end_ratio * peak_lr, 'constant', or 'stable' (constant, and linear over the last fifth; warm-up,
-    stable, decay: arXiv 2405.18392).
+  decay: 'cosine', 'linear' or 'exponential' (by the same factor each step) down to end_ratio * peak_lr, 'constant', or 'stable' (constant,
+    and linear over the last fifth; warm-up, stable, decay: arXiv 2405.18392).
   """
   peak_lr: float = 1e-3
   warmup_steps: int = 100
   decay: str = 'cosine'
   end_ratio: float = 0.1
+  hold_steps: int = 0
 
   def __post_init__(self):
     if self.decay not in DECAYS:
       raise ValueError(f'decay={self.decay!r} is not one of {", ".join(DECAYS)}')
+    if self.decay == 'exponential' and self.end_ratio <= 0:
+      raise ValueError(f"end_ratio={self.end_ratio} must be above 0 with decay='exponential'")
 
   def schedule(self, steps: int):
     """Step (0-based) -> learning rate.  The first step has peak_lr / warmup_steps, not 0."""
     warmup = max(min(self.warmup_steps, steps), 1)
-    after = max(steps - warmup, 1)
+    held = warmup + self.hold_steps
+    after = max(steps - held, 1)
 
     def rate(step):
-      past = jnp.clip((step + 1 - warmup) / after, 0.0, 1.0)
+      past = jnp.clip((step + 1 - held) / after, 0.0, 1.0)
+      start = self.peak_lr * jnp.minimum((step + 1) / warmup, 1.0)
+      if self.decay == 'exponential':
+        return start * self.end_ratio ** past
       down = dict(cosine=0.5 * (1 + jnp.cos(jnp.pi * past)), linear=1 - past, constant=jnp.ones_like(past),
                   stable=jnp.clip((1 - past) / 0.2, 0.0, 1.0))[self.decay]
-      return self.peak_lr * jnp.minimum((step + 1) / warmup, 1.0) * (self.end_ratio + (1 - self.end_ratio) * down)
+      return start * (self.end_ratio + (1 - self.end_ratio) * down)
     return rate
 
 
