@@ -71,8 +71,10 @@ class Checkpoints:
 
 
 def _first_line(error: BaseException) -> str:
-  text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0].split(' [tensorstore_spec')[0][-300:]
+  """What went wrong, in a few words: TensorStore wraps the system's reason in a page of paths, which it ends with."""
+  text = (str(error).strip() or type(error).__name__).splitlines()[0]
+  text = text.split(' [tensorstore_spec')[0].split(' [os_error_code')[0]
+  return text if len(text) < 200 else text.rsplit(': ', 1)[-1][-200:]
 
 
 def like(state_shapes: TrainState, shardings: TrainState) -> TrainState:

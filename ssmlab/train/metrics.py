@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 import sys
 import time
 
@@ -24,14 +25,13 @@ class Recorder:
   """Writes one object per logged step; what an earlier attempt logged after `start` (it will be done again) is dropped."""
 
   def __init__(self, workdir: pathlib.Path, start: int, steps: int, wandb: str = '', quiet: bool = False):
-    from tensorboardX import SummaryWriter                   # slow to import, and only a run needs it
     self._path, self._csv, self._workdir = workdir / 'metrics.jsonl', workdir / 'metrics.csv', workdir
     self._rows = [row for row in read(self._path) if row['step'] <= start]
     replacement = self._path.with_suffix('.tmp')
     replacement.write_text(''.join(json.dumps(row) + '\n' for row in self._rows))
     replacement.replace(self._path)
     self._file = self._path.open('a')
-    self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start + 1 if start else None)
+    self._tensorboard = _Events(workdir / 'tensorboard', self._rows)
     self._steps, self._quiet = steps, quiet
     self._live = sys.stdout.isatty()
     self._wandb = _start_wandb(wandb, workdir) if wandb else None
@@ -42,11 +42,9 @@ class Recorder:
     try:
       self._file.write(json.dumps(row) + '\n')
       self._file.flush()
+      self._tensorboard.add(row)
     except OSError as error:
       raise UserError(f'{self._path} could not be written: {error.strerror}; complete checkpoints are kept') from error
-    for name, value in row.items():
-      if name != 'step':
-        self._tensorboard.add_scalar(name, value, row['step'])
     if self._wandb:
       self._wandb.log(row, step=row['step'])
 
@@ -65,8 +63,8 @@ class Recorder:
 
   def close(self) -> None:
     """Writes metrics.csv and loss.png and closes everything."""
-    self._file.close()
     self._tensorboard.close()
+    self._file.close()
     columns = sorted({name for row in self._rows for name in row} - {'step'})
     with self._csv.open('w', newline='') as file:
       writer = csv.DictWriter(file, ['step', *columns])
@@ -76,6 +74,30 @@ class Recorder:
       plot(self._rows, self._workdir / 'loss.png')
     if self._wandb:
       self._wandb.finish()
+
+
+class _Events:
+  """TensorBoard's event file.  tensorboardX's own writer is a thread, whose errors nobody could turn into one line."""
+
+  def __init__(self, folder: pathlib.Path, rows: list[dict]):
+    from tensorboardX.event_file_writer import EventsWriter
+    shutil.rmtree(folder, ignore_errors=True)                # written anew from what metrics.jsonl holds
+    folder.mkdir(parents=True)
+    self._writer, self._flushed = EventsWriter(str(folder / 'events')), time.monotonic()
+    for row in rows:
+      self.add(row)
+
+  def add(self, row: dict[str, float]) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != 'step']
+    self._writer.write_event(Event(wall_time=time.time(), step=row['step'], summary=Summary(value=values)))
+    if time.monotonic() - self._flushed > 10:
+      self._writer.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 def _start_wandb(project: str, workdir: pathlib.Path):
