@@ -23,7 +23,8 @@ class Attention(Mixer):
   heads, kv_heads: query heads and key/value heads (None: as many); head_dim: width of each.
   window: how many keys a query sees, itself included; None for all.
   theta: base of the rotary wavelengths; rotary_fraction: share of head_dim that is rotated (0 turns it off).
-  bias: biases on q, k, v; output_bias: on the output.  qk_norm: RMSNorm over head_dim of q and k before rotation, or None.
+  bias: biases on q, k, v (and the gate); output_bias: on the output.  qk_norm: RMSNorm over head_dim of q and k before rotation, or None.
+  gate: the heads' outputs are multiplied by sigmoid(x W_g) before W_o (Gated Attention, arXiv 2505.06708; Qwen3-Next).
   cache_dtype: what keys and values are kept in between calls, 'float32' or 'bfloat16'.
   """
   heads: int
@@ -35,6 +36,7 @@ class Attention(Mixer):
   bias: bool = False
   output_bias: bool = False
   qk_norm: RMSNorm | None = None
+  gate: bool = False
   cache_dtype: str = 'float32'
 
   def __post_init__(self):
@@ -58,6 +60,8 @@ class Attention(Mixer):
     tree = dict(w_q=Param((width, q), ('width', 'inner')), w_k=Param((width, kv), ('width', 'inner')),
                 w_v=Param((width, kv), ('width', 'inner')),
                 w_o=Param((q, width), ('inner', 'width'), inits.residual(q ** -0.5)))
+    if self.gate:
+      tree |= dict(w_g=Param((width, q), ('width', 'inner'))) | (dict(b_g=vector(q, 'inner')) if self.bias else {})
     if self.bias:
       tree |= dict(b_q=vector(q, 'inner'), b_k=vector(kv, 'inner'), b_v=vector(kv, 'inner'))
     if self.output_bias:
@@ -75,11 +79,12 @@ class Attention(Mixer):
     seen = (length + 1) / 2 if self.window is None else min((length + 1) / 2, self.window)
     return super().flops(width, length) + 4 * self.heads * self.head_dim * seen
 
-  def _heads(self, params, x, name: str, heads: int):
+  def _map(self, params, x, name: str):
     y = x @ params[f'w_{name}']
-    if self.bias:
-      y = y + params[f'b_{name}']
-    y = y.reshape(*x.shape[:2], heads, self.head_dim)
+    return y + params[f'b_{name}'] if self.bias else y
+
+  def _heads(self, params, x, name: str, heads: int):
+    y = self._map(params, x, name).reshape(*x.shape[:2], heads, self.head_dim)
     return self.qk_norm.apply(params[f'norm_{name}'], y) if self.qk_norm and name != 'v' else y
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
@@ -95,7 +100,10 @@ class Attention(Mixer):
     else:
       y, cache = attend_cached(q, k, v, state['cache'], positions, window=self.window, segment_ids=segment_ids)
       state = dict(cache=cache, position=position)
-    y = y.reshape(batch, time, -1) @ params['w_o']
+    y = y.reshape(batch, time, -1)
+    if self.gate:
+      y = y * jax.nn.sigmoid(self._map(params, x, 'g'))
+    y = y @ params['w_o']
     return y + params['b_o'] if self.output_bias else y, state
 
 

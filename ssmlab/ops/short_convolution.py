@@ -51,15 +51,16 @@ def short_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = 
   """y[t] = bias + sum_j kernel[j] * x[t - (width - 1) + j], per channel; the last tap multiplies the current input.
 
   x: [batch, time, channels].  kernel: [width, channels].  bias: [channels] or None.
-  tail: [batch, width - 1, channels] or None.  segment_ids: int32 [batch, time] or None.
+  tail: [batch, at least width - 1, channels] or None; a longer one (Mamba's decoding state holds `width` inputs) is kept as long.
+  segment_ids: int32 [batch, time] or None.
   Returns (y [batch, time, channels], next tail).  Raises ValueError where the channels differ.
   """
   if kernel.shape[-1] != x.shape[-1]:
     raise ValueError(f'kernel has {kernel.shape[-1]} channels, x has {x.shape[-1]}')
   reach = kernel.shape[0] - 1
-  earlier, tail = delayed(x, reach, tail, segment_ids)
+  earlier, tail = delayed(x, reach if tail is None else max(reach, tail.shape[1]), tail, segment_ids)
   y = x * kernel[reach]
-  for s, value in enumerate(earlier, start=1):
+  for s, value in enumerate(earlier[:reach], start=1):
     y = y + value * kernel[reach - s]
   return y if bias is None else y + bias, tail
 

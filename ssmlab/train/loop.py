@@ -47,8 +47,9 @@ def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = 
   else:
     state, record = checkpoints.restore(like(jax.eval_shape(pieces.fresh, 0), pieces.shardings()), start)
   recorder = metrics.Recorder(path, start, experiment.train.steps, experiment.train.wandb, quiet or jax.process_index() > 0)
-  if start:
-    recorder.say(f'resumed at step {start} of {experiment.train.steps} from {path}')
+  begin = f'resumed at step {start} of' if start else 'compiling;'
+  recorder.say(f'{experiment.model.size():,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind}; {begin} {experiment.train.steps:,} steps '
+               f'of {experiment.data.batch_size} x {experiment.data.length} tokens, in {path}')
   loop = _Loop(experiment, path, mesh, checkpoints, recorder, record)
   try:
     summary = loop.finish(loop.train(pieces.compiled(), state, start))

@@ -67,7 +67,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(experiment_file, tmp_path, r
   _, _, step = workdir.load(tmp_path / 'r')
   assert f'saved at step {step} ' in out
   status, out, _ = run(experiment_file, '--workdir', tmp_path / 'r', f'train.steps={step + 3}', 'train.checkpoint_every=0', 'evals=()')
-  assert status == 0 and f'resumed at step {step} of {step + 3}' in out
+  assert status == 0 and f'resumed at step {step} of {step + 3} steps' in out
 
 
 def test_a_full_disk_during_a_save_is_one_line_and_loses_nothing(experiment_file, tmp_path, run):
