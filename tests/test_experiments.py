@@ -1,4 +1,4 @@
-"""Every experiment runs two small steps, and prints what it is."""
+"""Every experiment prints what it is, and runs two small steps unless it is a recipe for a corpus under data/."""
 
 import pathlib
 
@@ -15,13 +15,15 @@ def test_quick_form(path, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   launch.main([str(path), '--print'])
   assert 'parameters' in capsys.readouterr().out
+  assert path.read_text().startswith('"""') and 'python -m ssmlab.launch' in path.read_text()
+  if "'data/" in path.read_text():                           # a published recipe: its corpus is not here, its size not for this machine
+    return
   changes = []
   if path.stem.startswith('novels') and not (ROOT.parent / 'shared' / 'data' / 'lm').exists():
     (tmp_path / 'text.txt').write_text('It was a dark night.\n' * 2000)
     changes = [f'data.source={tmp_path / "text.txt"}']
   launch.main([str(path), '--quick', '--workdir', str(tmp_path / 'run'), *changes])
   assert (tmp_path / 'run' / 'summary.json').exists() and 'valid/bits_per_byte' in capsys.readouterr().out
-  assert path.read_text().startswith('"""') and 'python -m ssmlab.launch' in path.read_text()
 
 
 def test_the_quick_starts_differ_in_the_model_only():
