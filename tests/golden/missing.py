@@ -2,5 +2,5 @@
 
 MISSING = {
     'augvit-block', 'bert-hf', 'calm-alt-heads', 'calm-autoencoder', 'calm-brierlm', 'calm-energy-head', 'calm-lm', 'calm-temperature',
-    'gated-deltanet-hf', 'gpt2-hf', 'h3-layer', 'hyena-filter', 'hyena-lm', 'hyena-operator', 'mamba1-hf', 'mamba2-hf', 'modernbert-hf',
+    'gpt2-hf', 'h3-layer', 'hyena-filter', 'hyena-lm', 'hyena-operator', 'modernbert-hf',
     'mosaicbert', 'mqar', 'roberta-hf', 'xlstm-hf'}
