@@ -64,3 +64,8 @@ def tied(config: dict, tensors, default: bool, table: str, head: str) -> bool:
 def bfloat16_sqrt(width: int) -> float:
   """sqrt(width) rounded to bfloat16, by which Gemma's embeddings are multiplied whatever the dtype."""
   return float(np.asarray(math.sqrt(width), ml_dtypes.bfloat16))
+
+
+def period(kinds: list[str]) -> int:
+  """Length of the shortest pattern that, repeated and cut, gives the list."""
+  return next(p for p in range(1, len(kinds) + 1) if all(kind == kinds[i % p] for i, kind in enumerate(kinds)))

@@ -30,11 +30,6 @@ def _kinds(config, depth: int) -> list[str]:
   return [KINDS[given[layer % len(given)]] for layer in range(depth)]
 
 
-def _period(kinds: list[str]) -> int:
-  """Length of the shortest pattern that, repeated and cut, gives the list."""
-  return next(p for p in range(1, len(kinds) + 1) if all(kind == kinds[i % p] for i, kind in enumerate(kinds)))
-
-
 def _model(config, tensors) -> LM:
   width, heads = config.get('hidden_size', 2560), config.get('num_attention_heads', 10)
   depth, theta_fraction = config.get('num_hidden_layers', 26), fields.rope(config, fraction=0.5)
@@ -50,7 +45,7 @@ def _model(config, tensors) -> LM:
   kinds = _kinds(config, depth)
   tied = fields.tied(config, tensors, True, 'model.embed_tokens.weight', 'lm_head.weight')
   return LM(vocab=config.get('vocab_size', 256000), width=width, depth=depth,
-            pattern=tuple(Block(mixers[kind], channel) for kind in kinds[:_period(kinds)]),
+            pattern=tuple(Block(mixers[kind], channel) for kind in kinds[:fields.period(kinds)]),
             norm=RMSNorm(config.get('rms_norm_eps', 1e-6), zero_centred=True), embedding=Embedding(scale=fields.bfloat16_sqrt(width)),
             head=Head(tied=tied, softcap=config.get('logits_soft_cap', 30.0)))
 

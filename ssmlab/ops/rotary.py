@@ -6,9 +6,10 @@ import numpy as np
 
 
 def frequencies(size: int, theta: float = 10000.0) -> np.ndarray:
-  """theta^(-2j/size), j = 0 .. size/2 - 1: radians per position.  float32 [size / 2].  Raises ValueError for an odd size."""
-  if size % 2:
-    raise ValueError(f'rotary: {size} features cannot be paired; an even number is needed')
+  """theta^(-2j/size), 0 <= 2j < size: radians per position.  float32 [ceil(size / 2)].
+
+  An odd size, which a share of a small head may be, turns one feature more than `size`, as in transformers.
+  """
   return (theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)).astype(np.float32)
 
 
@@ -20,6 +21,8 @@ def rotate(x: jax.Array, positions: jax.Array, radians: np.ndarray, interleaved:
   Angles in float32 (float64 for float64 x): bfloat16 angles are noise beyond a few hundred positions.
   """
   pairs = len(radians)
+  if 2 * pairs > x.shape[-1]:
+    raise ValueError(f'rotary: {2 * pairs} features cannot be turned in a head of {x.shape[-1]}; an even head_dim is needed')
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   angle = positions[..., None, None].astype(dtype) * jnp.asarray(radians, dtype)
   cos, sin = jnp.cos(angle), jnp.sin(angle)

@@ -17,7 +17,7 @@ from ssmlab.interop import mapping, pretrained
 from ssmlab.interop.torch_files import read_torch
 
 DATA = pathlib.Path(__file__).parents[1] / 'golden' / 'data'
-SYSTEMS = {'llama': 'llama-hf', 'recurrentgemma': 'recurrentgemma-hf', 'retnet': 'retnet', 'rwkv7': 'rwkv7'}
+SYSTEMS = {'gated-deltanet': 'gated-deltanet-hf', 'llama': 'llama-hf', 'recurrentgemma': 'recurrentgemma-hf', 'retnet': 'retnet', 'rwkv7': 'rwkv7'}
 MODEL_TYPES = {'llama': 'llama', 'recurrentgemma': 'recurrent_gemma'}
 
 
