@@ -75,7 +75,7 @@ class GatedMLP(ChannelMixer):
 class RWKVChannelMix(ChannelMixer):
   """sigmoid(x_r W_receptance) * (relu(x_k W_key)^2 W_value),  x_n = mix_n * x + (1 - mix_n) * x_previous.  RWKV-4 and 5.
 
-  RWKV, arXiv 2305.13048, eq. 19-21; BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py and RWKV-v5/src/model.py (class RWKV_ChannelMix).
+  RWKV, arXiv 2305.13048, eq. 14, 15 and 18; BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py and RWKV-v5/src/model.py (class RWKV_ChannelMix).
   hidden: width inside, 4 * width in RWKV-4, 3.5 * width rounded down to a multiple of 32 in RWKV-5.
   key_start: gain of W_key's orthogonal start, sqrt(hidden / width) in RWKV-4's code and 1 in RWKV-5's.
   """

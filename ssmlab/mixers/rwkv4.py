@@ -1,4 +1,4 @@
-"""RWKV-4 time mixing.  RWKV: Reinventing RNNs for the Transformer Era, arXiv 2305.13048, eq. 11-18; author code BlinkDL/RWKV-LM,
+"""RWKV-4 time mixing.  RWKV: Reinventing RNNs for the Transformer Era, arXiv 2305.13048, eq. 11-13, 16 and 17; author code BlinkDL/RWKV-LM,
 RWKV-v4neo/src/model.py (class RWKV_TimeMix).
 
 The paper's appendix on initialisation and the code disagree on which matrices start at zero; we follow the code.  Its learning rates by

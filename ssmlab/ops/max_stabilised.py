@@ -38,7 +38,7 @@ def weighted_average(
   and sums leaves alone, which is all that a later call computes.
 
   Raises ValueError on an unknown implementation or on shapes that do not fit.
-  Source: RWKV, arXiv 2305.13048, eq. 16 and appendix D; BlinkDL/RWKV-LM, RWKV-v4neo/cuda/wkv_cuda.cu.
+  Source: RWKV, arXiv 2305.13048, eq. 16; BlinkDL/RWKV-LM, RWKV-v4neo/cuda/wkv_cuda.cu.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'implementation={implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}')
