@@ -1,0 +1,38 @@
+"""Mamba and Mamba-2 at the published sizes.  arXiv 2312.00752 and 2405.21060; Codestral: huggingface.co/mistralai/Mamba-Codestral-7B-v0.1.
+
+Layers and widths are those of the released checkpoints (state-spaces/mamba-130m and so on).  Their vocabulary, GPT-NeoX-20B's 50277
+tokens, is padded to a multiple of 8 for Mamba and of 16 for Mamba-2.
+"""
+
+from ssmlab.layers.embedding import Embedding, Head
+from ssmlab.layers.norms import RMSNorm
+from ssmlab.mixers import Mixer
+from ssmlab.mixers.mamba1 import Mamba1
+from ssmlab.mixers.mamba2 import Mamba2
+from ssmlab.models.lm import LM
+
+# Layers and width.
+SIZES_1 = {'130M': (24, 768), '370M': (48, 1024), '790M': (48, 1536), '1.4B': (48, 2048), '2.8B': (64, 2560)}
+SIZES_2 = {'130M': (24, 768), '370M': (48, 1024), '780M': (48, 1536), '1.3B': (48, 2048), '2.7B': (64, 2560)}
+
+
+def mamba1(size: str) -> LM:
+  """Mamba: '130M', '370M', '790M', '1.4B' or '2.8B'."""
+  return _lm(50280, *_sizes('mamba1', SIZES_1, size), Mamba1())
+
+
+def mamba2(size: str) -> LM:
+  """Mamba-2: '130M', '370M', '780M', '1.3B', '2.7B' or 'codestral-7B'."""
+  if size == 'codestral-7B':
+    return _lm(32768, 64, 4096, Mamba2(groups=8), tied=False)
+  return _lm(50288, *_sizes('mamba2', SIZES_2, size, 'codestral-7B'), Mamba2())
+
+
+def _sizes(name: str, sizes: dict[str, tuple[int, int]], size: str, *more: str) -> tuple[int, int]:
+  if size not in sizes:
+    raise ValueError(f'{name}: size {size!r} is not one of {", ".join((*sizes, *more))}')
+  return sizes[size]
+
+
+def _lm(vocab: int, depth: int, width: int, mixer: Mixer, tied: bool = True) -> LM:
+  return LM(vocab=vocab, width=width, depth=depth, pattern=(mixer,), norm=RMSNorm(1e-5), embedding=Embedding('normal', 0.02), head=Head(tied=tied))
