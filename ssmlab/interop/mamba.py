@@ -77,7 +77,7 @@ def _config_hf(kind: type, model: LM) -> dict:
       expand=mixer.expand, conv_kernel=mixer.conv_width, use_bias=mixer.bias, use_conv_bias=mixer.conv_bias, hidden_act='silu',
       intermediate_size=mixer.expand * model.width)
   if kind is Mamba1:
-    return config | dict(time_step_rank=mixer.rank or math.ceil(model.width / 16))
+    return config | dict(time_step_rank=mixer.rank or 'auto')
   limits = {} if mixer.dt_highest is None and not mixer.dt_lowest else dict(
       time_step_limit=[mixer.dt_lowest, 'inf' if mixer.dt_highest is None else mixer.dt_highest])
   return config | limits | dict(head_dim=mixer.head_dim, num_heads=mixer.heads(model.width), n_groups=mixer.groups)
