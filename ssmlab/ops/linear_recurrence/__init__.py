@@ -61,10 +61,7 @@ def linear_recurrence(
   dtype = jnp.result_type(jnp.float32, *given)
   out_dtype = v.dtype
   if initial is None:
-    # Zeros that XLA does not know to be zeros: where one group is all, its CPU back end (jaxlib 0.10.2) folds known ones into the products
-    # and returns garbage, from about 8 heads of 64 on.
-    nought = jnp.minimum(jnp.abs(jax.lax.stop_gradient(v).astype(dtype)).sum(axis=1), 0)[:, :, None]
-    initial = jnp.broadcast_to(nought, (batch, heads, key, v.shape[-1]))
+    initial = jnp.zeros((batch, heads, key, v.shape[-1]), dtype)
   if time == 0:
     return v, initial.astype(dtype)
   tokens = dict(q=q, k=k, v=v, a=a, b=b, log_decay=log_decay, starts=None)

@@ -78,13 +78,24 @@ def _documents(starts: jax.Array, group: int, chunk: int) -> Documents:
   return of_token, left[..., 0]
 
 
+def _scan(step, carry: jax.Array, xs, reverse: bool = False):
+  """lax.scan over groups, from a carry that XLA cannot know to be zero.
+
+  Where there is one group only, XLA CPU (jaxlib 0.10.2) fuses a state or cotangent that is known to be zero into the matrix products (its
+  YNN fusions), which then read other memory: NaN or 1e36, another number in every process.
+  """
+  unknown = jnp.minimum(jnp.abs(xs[0]['v'][0].astype(carry.dtype)), 0)                # 0, but for XLA a function of v
+  unknown = unknown.reshape(unknown.shape[:2] + (-1, unknown.shape[-1])).sum(axis=2)[:, :, None]
+  return jax.lax.scan(step, carry + unknown, xs, reverse=reverse)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _walk(before: bool, parts: Arrays, documents: Documents, initial: jax.Array) -> tuple[jax.Array, jax.Array]:
   """(o, final state) of all groups.  before: tokens are read before they are written."""
   def step(state, xs):
     o, state = advance(before, *xs, state)
     return state, o
-  state, o = jax.lax.scan(step, initial, (parts, documents))
+  state, o = _scan(step, initial, (parts, documents))
   return o, state
 
 
@@ -92,7 +103,7 @@ def _walk_forward(before, parts, documents, initial):
   def step(state, xs):
     o, after = advance(before, *xs, state)
     return after, (o, state)
-  state, (o, entering) = jax.lax.scan(step, initial, (parts, documents))
+  state, (o, entering) = _scan(step, initial, (parts, documents))
   return (o, state), (parts, documents, entering)
 
 
@@ -106,7 +117,7 @@ def _walk_backward(before, residuals, cotangents):
     d_part, d_state = pull((d_o, d_state))
     return d_state, d_part
 
-  d_initial, d_parts = jax.lax.scan(step, d_state, (parts, documents, entering, d_o), reverse=True)
+  d_initial, d_parts = _scan(step, d_state, (parts, documents, entering, d_o), reverse=True)
   return d_parts, None, d_initial
 
 
