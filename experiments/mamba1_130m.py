@@ -1,7 +1,7 @@
 """Mamba, 130M parameters, 300B tokens of the Pile.  Paper: Mamba, arXiv 2312.00752, table 3 and appendix E.2.
 
-Published: Pile perplexity 10.56, LAMBADA perplexity 16.07 and accuracy 44.3, HellaSwag 35.3, PIQA 64.5, ARC-e 48.0, ARC-c 24.3,
-WinoGrande 51.9.  The Pile as text in data/pile, GPT-NeoX-20B's tokenizer.json as data/20B_tokenizer.json.
+Not run here; the paper's scores stand in that table.  The Pile as text in data/pile, GPT-NeoX-20B's tokenizer.json as
+data/20B_tokenizer.json.
 
 python -m ssmlab.launch experiments/mamba1_130m.py --workdir DIR
 
