@@ -69,7 +69,7 @@ def quick(experiment: Experiment, devices: int) -> Experiment:
   small = {'train.steps': 2, 'train.log_every': 1, 'train.checkpoint_every': 0, 'data.batch_size': rows,
            'data.length': min(experiment.data.length, 32 * sequence)}
   for index, (_, evaluator) in enumerate(experiment.evals):
-    for name, most in (('max_tokens', 256), ('tokens', 8), ('max_bytes', 4096)):
+    for name, most in (('max_tokens', 256), ('final_max_tokens', 256), ('tokens', 8), ('max_bytes', 4096)):
       value = getattr(evaluator, name, None)
       if hasattr(evaluator, name):
         small[f'evals.{index}.1.{name}'] = most if value is None else min(value, most)

@@ -132,7 +132,9 @@ def test_a_trace_of_chosen_steps(experiment, tmp_path):
 def test_quick_is_two_small_steps(experiment):
   small = quick(experiment, 1)
   assert (small.train.steps, small.data.batch_size, small.data.length) == (2, 1, 32)
-  assert small.evals[0][1].final_max_tokens <= 512 and small.model == experiment.model
+  assert small.evals[0][1].final_max_tokens == 256 and small.model == experiment.model
+  everything = override(experiment, 'evals.0.1.final_max_tokens', None)
+  assert quick(everything, 1).evals[0][1].final_max_tokens == 256
 
 
 def test_optimiser_follows_the_declarations(experiment):
