@@ -24,7 +24,15 @@ def rotate(x: jax.Array, positions: jax.Array, radians: np.ndarray, interleaved:
   if 2 * pairs > x.shape[-1]:
     raise ValueError(f'rotary: {2 * pairs} features cannot be turned in a head of {x.shape[-1]}; an even head_dim is needed')
   dtype = jnp.promote_types(x.dtype, jnp.float32)
-  angle = positions[..., None, None].astype(dtype) * jnp.asarray(radians, dtype)
+  return turn(x, positions[..., None, None].astype(dtype) * jnp.asarray(radians, dtype), interleaved)
+
+
+def turn(x: jax.Array, angle: jax.Array, interleaved: bool = False) -> jax.Array:
+  """Each pair of features turned by its angle; features beyond the pairs pass unchanged.
+
+  x: [..., head_dim].  angle: [..., pairs], radians, broadcasts against x.  interleaved: as for `rotate`.
+  """
+  pairs, dtype = angle.shape[-1], jnp.promote_types(x.dtype, jnp.float32)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   turned, rest = x[..., :2 * pairs].astype(dtype), x[..., 2 * pairs:]
   if interleaved:
