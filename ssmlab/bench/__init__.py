@@ -1,0 +1,57 @@
+"""Measurement of speed and memory: one module per suite, run by `ssmlab bench SUITE`.  Here what they share."""
+
+import csv
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ssmlab.core.config import UserError
+
+Row = dict[str, Any]
+
+
+def seconds(action: Callable[[], Any], repeats: int) -> float:
+  """Shortest of `repeats` calls, after one that compiles; waits for the arrays that the call returns."""
+  jax.block_until_ready(action())
+  taken = []
+  for _ in range(repeats):
+    begin = time.perf_counter()
+    jax.block_until_ready(action())
+    taken.append(time.perf_counter() - begin)
+  return min(taken)
+
+
+def table(rows: Sequence[Row]) -> str:
+  """The rows as text, one column per field, aligned."""
+  cells = [list(rows[0])] + [[_cell(x) for x in row.values()] for row in rows]
+  widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+  return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells)
+
+
+def _cell(value: Any) -> str:
+  if not isinstance(value, float):
+    return str(value)
+  return f'{value:.1e}' if 0 < abs(value) < 0.05 else f'{value:.1f}'
+
+
+def table_path(text: str) -> pathlib.Path:
+  """A file name for `write`; raises UserError for a suffix that it does not write."""
+  if not text.endswith(('.json', '.csv')):
+    raise UserError(f'-o {text}: expected a name that ends in .json or .csv')
+  return pathlib.Path(text)
+
+
+def write(path: pathlib.Path, rows: Sequence[Row]) -> None:
+  """The rows as .json or .csv, by the path's suffix; folders are made."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.suffix == '.json':
+    path.write_text(json.dumps(rows, indent=1) + '\n')
+    return
+  with path.open('w', newline='') as file:
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)

@@ -1,16 +1,14 @@
 """Every mixer against length: time per token of prefill, training and decoding, memory, state.  The field's seed claim, linear against quadratic."""
 
 import argparse
-import csv
-import json
 import pathlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ssmlab import bench
 from ssmlab.core.config import UserError
 from ssmlab.core.params import init
 
@@ -42,22 +40,12 @@ def _measure(mixer, params, width: int, batch: int, length: int, repeats: int) -
   step = jax.jit(mixer.apply).lower(params, x[:, :1], state).compile()
   per_token = 1e6 / (batch * length)
   return dict(
-      forward_us=per_token * _seconds(lambda: forward(params, x), repeats),
-      training_us=per_token * _seconds(lambda: gradient(params, x), repeats),
-      decode_us=1e6 / batch * _seconds(lambda: step(params, x[:, :1], state), 20 * repeats),
+      forward_us=per_token * bench.seconds(lambda: forward(params, x), repeats),
+      training_us=per_token * bench.seconds(lambda: gradient(params, x), repeats),
+      decode_us=1e6 / batch * bench.seconds(lambda: step(params, x[:, :1], state), 20 * repeats),
       training_MiB=gradient.memory_analysis().temp_size_in_bytes / 2 ** 20,
       state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // batch,
       flops=mixer.flops(width, length))
-
-
-def _seconds(action: Callable[[], Any], repeats: int) -> float:
-  jax.block_until_ready(action())
-  times = []
-  for _ in range(repeats):
-    begin = time.perf_counter()
-    jax.block_until_ready(action())
-    times.append(time.perf_counter() - begin)
-  return min(times)
 
 
 def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
@@ -100,12 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in run({name: model}, options.lengths, options.repeats, options.batch):
       rows.append(row)
       print('  '.join(f'{value:>12.1f}' if isinstance(value, float) else f'{value!s:>12}' for value in row.values()), flush=True)
-  options.output.mkdir(parents=True, exist_ok=True)
-  (options.output / 'rows.json').write_text(json.dumps(rows, indent=1))
-  with (options.output / 'rows.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+  for name in ('rows.json', 'rows.csv'):
+    bench.write(options.output / name, rows)
   plot(rows, options.output / 'mixers.png')
   print(f'columns: {", ".join(rows[0])}; written to {options.output}')
 

@@ -1,16 +1,13 @@
 """The matrix-state recurrence: token loop against chunks, in time and in the temporary memory of training."""
 
 import argparse
-import csv
-import json
-import pathlib
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from ssmlab import bench
 from ssmlab.ops import linear_recurrence
 
 KINDS = ('scalar', 'vector', 'vector strong', 'rank-one')
@@ -62,20 +59,7 @@ def _functions(implementation: str, chunk: int | None) -> tuple[Callable, Callab
 
 def _milliseconds(function: Callable, arguments: dict[str, jax.Array], repeats: int) -> float:
   function = jax.jit(function)
-  jax.block_until_ready(function(arguments))
-  seconds = []
-  for _ in range(repeats):
-    begin = time.perf_counter()
-    jax.block_until_ready(function(arguments))
-    seconds.append(time.perf_counter() - begin)
-  return 1000 * min(seconds)
-
-
-def table(rows: Sequence[dict[str, object]]) -> str:
-  """The rows as text, one column per field, aligned."""
-  cells = [list(rows[0])] + [[f'{x:.1f}' if isinstance(x, float) else str(x) for x in row.values()] for row in rows]
-  widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-  return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells)
+  return 1000 * bench.seconds(lambda: function(arguments), repeats)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,26 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name, default in (('batch', 4), ('heads', 4), ('size', 64), ('length', 2048), ('memory-length', 8192), ('repeats', 5)):
     parser.add_argument(f'--{name}', type=int, default=default, help='default %(default)s')
   parser.add_argument('--chunk', type=int, help='tokens per chunk; default: the operator chooses')
-  parser.add_argument('-o', '--output', type=pathlib.Path, help='also write the table here, .json or .csv')
+  parser.add_argument('-o', '--output', help='also write the table here, .json or .csv')
   options = vars(parser.parse_args(argv))
   output = options.pop('output')
-  if output is not None and output.suffix not in ('.json', '.csv'):
-    parser.error(f'-o {output}: expected a name that ends in .json or .csv')
+  path = bench.table_path(output) if output else None
   rows = run(**options)
-  print(table(rows))
-  if output is not None:
-    _write(output, rows)
+  print(bench.table(rows))
+  if path:
+    bench.write(path, rows)
   return 0
-
-
-def _write(path: pathlib.Path, rows: Sequence[dict[str, object]]) -> None:
-  with path.open('w', newline='') as file:
-    if path.suffix == '.json':
-      json.dump(rows, file, indent=1)
-      return
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
 
 
 if __name__ == '__main__':
