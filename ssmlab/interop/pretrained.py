@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ssmlab.core.config import UserError
-from ssmlab.interop import files, llama, mamba, mapping, qwen, recurrentgemma, retnet, rwkv, rwkv7
+from ssmlab.interop import files, llama, mamba, mapping, qwen, recurrentgemma, retnet, rwkv, rwkv7, xlstm
 from ssmlab.interop.mapping import Arrays, Format
 from ssmlab.models.lm import LM
 
@@ -20,10 +20,11 @@ FORMATS: dict[str, Format] = {
     'llama': llama.FORMAT, 'recurrentgemma': recurrentgemma.FORMAT, 'gated-deltanet': qwen.QWEN3_5, 'qwen3-next': qwen.QWEN3_NEXT,
     'retnet': retnet.FORMAT, 'rwkv7': rwkv7.FORMAT,
     'rwkv4-hf': rwkv.HF, 'rwkv4-pth': rwkv.V4, 'rwkv5': rwkv.V5, 'rwkv6': rwkv.V6,
-    'mamba1': mamba.MAMBA1, 'mamba2': mamba.MAMBA2, 'mamba-ssm': mamba.OWN}
+    'mamba1': mamba.MAMBA1, 'mamba2': mamba.MAMBA2, 'mamba-ssm': mamba.OWN,
+    'xlstm': xlstm.FORMAT}
 
 # Fields that say how training begins or how numbers are kept, and those that the tensors' shapes say anyway.
-NO_MATTER = ('start', 'size', 'uniform', 'key_start', 'gate_variance', 'cache_dtype', 'kv_heads', 'value_dim', 'rank_w', 'rank_a', 'rank_v', 'rank_g')
+NO_MATTER = ('start', 'size', 'uniform', 'key_start', 'gate_variance', 'input_bias', 'cache_dtype', 'kv_heads', 'value_dim', 'rank_w', 'rank_a', 'rank_v', 'rank_g')
 
 
 def load_pretrained(path: str | pathlib.Path, format: str | None = None) -> tuple[LM, Any, dict[str, Any]]:

@@ -3,4 +3,4 @@
 MISSING = {
     'augvit-block', 'bert-hf', 'calm-alt-heads', 'calm-autoencoder', 'calm-brierlm', 'calm-energy-head', 'calm-lm', 'calm-temperature',
     'gpt2-hf', 'h3-layer', 'hyena-filter', 'hyena-lm', 'hyena-operator', 'modernbert-hf',
-    'mosaicbert', 'mqar', 'roberta-hf', 'xlstm-hf'}
+    'mosaicbert', 'mqar', 'roberta-hf'}
