@@ -105,7 +105,7 @@ def launch(args) -> None:
       continue
     with tempfile.TemporaryDirectory() as scratch:
       base = args.workdir or (scratch if args.quick else f'runs/{pathlib.Path(args.experiment).stem}')
-      _run(experiment, pathlib.Path(base, name), args.experiment)
+      _run(experiment, pathlib.Path(base, name))
 
 
 def _points(module, args) -> list[tuple[str, list[str]]]:
@@ -122,9 +122,9 @@ def _points(module, args) -> list[tuple[str, list[str]]]:
   return [points[args.sweep_index]]
 
 
-def _run(experiment, workdir: pathlib.Path, source: str) -> None:
+def _run(experiment, workdir: pathlib.Path) -> None:
   from ssmlab.train import loop
-  summary = loop.run(experiment, workdir, source=source)
+  summary = loop.run(experiment, workdir)
   numbers = {name: value for name, value in summary.items() if not isinstance(value, str)}
   width = max(map(len, numbers))
   print('\n'.join(f'{name:<{width}}  {value:,.4f}' if isinstance(value, float) else f'{name:<{width}}  {value:,}' for name, value in numbers.items()

@@ -79,6 +79,21 @@ def log_uniform(low: float, high: float, after=lambda x: x):
   return draw
 
 
+def softplus_inverse(x: jax.Array) -> jax.Array:
+  """y with softplus(y) = x, for x > 0."""
+  return x + jnp.log(-jnp.expm1(-x))
+
+
+def log_of_uniform(low: float, high: float):
+  """log x with x uniform in [low, high], drawn in float32: rates that are kept as their logarithm."""
+  return lambda key, shape, layer: jnp.log(jax.random.uniform(key, shape, jnp.float32, low, high))
+
+
+def over_root_depth(draw):
+  """`draw` divided by the square root of the number of layers: the last map of a residual branch, as in GPT-2 and Mamba."""
+  return lambda key, shape, layer: draw(key, shape, layer) / math.sqrt(layer.count)
+
+
 def by_layer(function):
   """function(layer) -> vector along the last axis, for values that the authors write as a formula in depth and channel.
 

@@ -5,14 +5,10 @@ author code fla-org/flash-linear-attention, fla/layers/delta_net.py (the first a
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
-from ssmlab.core import inits
-from ssmlab.core.params import Param, vector
-from ssmlab.layers.convolved_qkv import START, ConvolvedQKV
-from ssmlab.layers.norms import rms_normalise
+from ssmlab.core.params import Param
+from ssmlab.layers.delta_memory import START, DeltaMemory
 from ssmlab.mixers import Mixer
-from ssmlab.ops.delta_rule import delta_rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,40 +29,28 @@ class DeltaNet(Mixer):
   eps: float = 1e-5
 
   def __post_init__(self):
-    if self.conv_width < 1:
-      raise ValueError(f'DeltaNet: conv_width={self.conv_width} must be at least 1')
+    self._memory                                                                  # refuses sizes that do not fit
 
   @property
-  def _value(self) -> int:
-    return self.value_dim or self.head_dim
-
-  @property
-  def _qkv(self) -> ConvolvedQKV:
-    return ConvolvedQKV(self.heads * self.head_dim, self.heads * self._value, self.conv_width)
+  def _memory(self) -> DeltaMemory:
+    return DeltaMemory(self.heads, self.heads, self.head_dim, self.value_dim or self.head_dim, self.conv_width, self.allow_neg_eigval, self.eps)
 
   def params(self, width: int):
-    values = self.heads * self._value
-    tree = self._qkv.params(width) | dict(
-        w_b=Param((width, self.heads), ('width', 'heads'), START), norm_scale=vector(self._value, None, inits.constant(1.0)),
-        w_o=Param((values, width), ('inner', 'width'), START))
-    return tree | (dict(w_g=Param((width, values), ('width', 'inner'), START)) if self.gate else {})
+    inner = self._memory.inner
+    gate = dict(w_g=Param((width, inner), ('width', 'inner'), START)) if self.gate else {}
+    return self._memory.params(width) | gate | dict(w_o=Param((inner, width), ('inner', 'width'), START))
 
   def init_state(self, width: int, batch: int, max_length: int):
-    return dict(memory=jnp.zeros((batch, self.heads, self.head_dim, self._value), jnp.float32), conv=self._qkv.init_state(batch))
+    return self._memory.init_state(batch)
 
   def flops(self, width: int, length: int) -> float:
-    return super().flops(width, length) + 8 * self.heads * self.head_dim * self._value
+    return super().flops(width, length) + self._memory.flops()
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
-    batch, time, _ = x.shape
-    (q, k, v), conv = self._qkv.apply(params, x, None if state is None else state['conv'], segment_ids)
-    q, k, v = (y.reshape(batch, time, self.heads, -1) for y in (q, k, v))
-    beta = jax.nn.sigmoid(x @ params['w_b']) * (2.0 if self.allow_neg_eigval else 1.0)
-    o, memory = delta_rule(q, k, v, beta, initial=None if state is None else state['memory'], segment_ids=segment_ids)
-    o = (rms_normalise(o, self.eps) * params['norm_scale']).reshape(batch, time, -1)
+    o, after = self._memory.apply(params, x, None, state, segment_ids)
     if self.gate:
       o = o * jax.nn.silu(x @ params['w_g'])
-    return o @ params['w_o'], None if state is None else dict(memory=memory, conv=conv)
+    return o @ params['w_o'], after
 
 
 TINY = DeltaNet(heads=2, head_dim=6, value_dim=4)

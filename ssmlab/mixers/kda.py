@@ -11,10 +11,8 @@ import jax.numpy as jnp
 
 from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
-from ssmlab.layers.convolved_qkv import START, ConvolvedQKV
-from ssmlab.layers.norms import rms_normalise
+from ssmlab.layers.delta_memory import START, DeltaMemory
 from ssmlab.mixers import Mixer
-from ssmlab.ops.delta_rule import delta_rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,48 +33,31 @@ class KDA(Mixer):
   eps: float = 1e-5
 
   def __post_init__(self):
-    if self.conv_width < 1:
-      raise ValueError(f'KDA: conv_width={self.conv_width} must be at least 1')
+    self._memory                                                                  # refuses sizes that do not fit
 
   @property
-  def _value(self) -> int:
-    return self.value_dim or self.head_dim
-
-  @property
-  def _qkv(self) -> ConvolvedQKV:
-    return ConvolvedQKV(self.heads * self.head_dim, self.heads * self._value, self.conv_width)
+  def _memory(self) -> DeltaMemory:
+    return DeltaMemory(self.heads, self.heads, self.head_dim, self.value_dim or self.head_dim, self.conv_width, self.allow_neg_eigval, self.eps)
 
   def params(self, width: int):
-    keys, values, rank = self.heads * self.head_dim, self.heads * self._value, self.rank or self._value
+    keys, inner, rank = self.heads * self.head_dim, self._memory.inner, self.rank or self._memory.value
     down, up = lambda: Param((width, rank), ('width', None), START), lambda size: Param((rank, size), (None, 'inner'), START)
-    return self._qkv.params(width) | dict(
-        w_b=Param((width, self.heads), ('width', 'heads'), START), w_f1=down(), w_f2=up(keys), w_g1=down(), w_g2=up(values),
-        A_log=vector(self.heads, 'heads', _log_rate, full_precision=True), dt_bias=vector(keys, 'inner', full_precision=True),
-        norm_scale=vector(self._value, None, inits.constant(1.0)), w_o=Param((values, width), ('inner', 'width'), START))
+    return self._memory.params(width) | dict(
+        w_f1=down(), w_f2=up(keys), w_g1=down(), w_g2=up(inner), dt_bias=vector(keys, 'inner', full_precision=True),
+        A_log=vector(self.heads, 'heads', inits.log_of_uniform(1.0, 16.0), full_precision=True),
+        w_o=Param((inner, width), ('inner', 'width'), START))
 
   def init_state(self, width: int, batch: int, max_length: int):
-    return dict(memory=jnp.zeros((batch, self.heads, self.head_dim, self._value), jnp.float32), conv=self._qkv.init_state(batch))
+    return self._memory.init_state(batch)
 
   def flops(self, width: int, length: int) -> float:
-    return super().flops(width, length) + 8 * self.heads * self.head_dim * self._value
+    return super().flops(width, length) + self._memory.flops()
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
-    batch, time, _ = x.shape
-    split = lambda y: y.reshape(batch, time, self.heads, -1)
-    (q, k, v), conv = self._qkv.apply(params, x, None if state is None else state['conv'], segment_ids)
-    beta = jax.nn.sigmoid(x @ params['w_b']) * (2.0 if self.allow_neg_eigval else 1.0)
     steps = jax.nn.softplus((x @ params['w_f1'] @ params['w_f2']).astype(params['dt_bias'].dtype) + params['dt_bias'])
-    log_decay = -jnp.exp(params['A_log'])[:, None] * split(steps)
-    o, memory = delta_rule(split(q), split(k), split(v), beta, log_decay, initial=None if state is None else state['memory'],
-                           segment_ids=segment_ids)
-    o = (rms_normalise(o, self.eps) * params['norm_scale']).reshape(batch, time, -1)
-    y = (o * jax.nn.sigmoid(x @ params['w_g1'] @ params['w_g2'])) @ params['w_o']
-    return y, None if state is None else dict(memory=memory, conv=conv)
-
-
-def _log_rate(key, shape, layer):
-  """log A, A uniform in (1, 16), in float32."""
-  return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0))
+    log_decay = -jnp.exp(params['A_log'])[:, None] * steps.reshape(*x.shape[:2], self.heads, -1)
+    o, after = self._memory.apply(params, x, log_decay, state, segment_ids)
+    return (o * jax.nn.sigmoid(x @ params['w_g1'] @ params['w_g2'])) @ params['w_o'], after
 
 
 TINY = KDA(heads=2, head_dim=4, value_dim=6)

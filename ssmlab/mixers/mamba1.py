@@ -41,10 +41,10 @@ class Mamba1(Mixer):
         w_rank=Param((inner, rank), ('inner', None), start), w_b=Param((inner, self.state), ('inner', 'state'), start),
         w_c=Param((inner, self.state), ('inner', 'state'), start),
         w_dt=Param((rank, inner), (None, 'inner'), inits.uniform(-rank ** -0.5, rank ** -0.5)),
-        dt_bias=vector(inner, 'inner', inits.log_uniform(1e-3, 0.1, after=_inverse_softplus), full_precision=True),
+        dt_bias=vector(inner, 'inner', inits.log_uniform(1e-3, 0.1, after=inits.softplus_inverse), full_precision=True),
         a_log=Param((inner, self.state), ('inner', 'state'), inits.by_layer(lambda _: jnp.log(jnp.arange(1, self.state + 1))),
                     weight_decay=False, full_precision=True),
-        d=vector(inner, 'inner', inits.constant(1.0)), w_out=Param((inner, width), ('inner', 'width'), _out))
+        d=vector(inner, 'inner', inits.constant(1.0)), w_out=Param((inner, width), ('inner', 'width'), inits.over_root_depth(inits.torch_linear())))
     if self.conv_bias:
       tree |= dict(b_conv=vector(inner, 'inner', taps))
     if self.bias:
@@ -72,17 +72,6 @@ class Mamba1(Mixer):
     y = jnp.einsum('btns,bts->btn', h, c).astype(x.dtype) + params['d'] * u
     y = project(y * jax.nn.silu(project(x, 'z')), 'out')
     return y, None if state is None else dict(ssm=last, conv=tail.astype(jnp.float32))
-
-
-def _inverse_softplus(dt):
-  """The bias whose softplus is dt; the authors' floor on dt is 1e-4."""
-  dt = jnp.maximum(dt, 1e-4)
-  return dt + jnp.log(-jnp.expm1(-dt))
-
-
-def _out(key, shape, layer):
-  """PyTorch's Linear over sqrt(depth)."""
-  return inits.torch_linear()(key, shape, layer) / math.sqrt(layer.count)
 
 
 TINY = Mamba1(state=4, rank=3, bias=True)

@@ -6,7 +6,6 @@ step path forgets the limits of dt: ours has them in every call.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -52,10 +51,10 @@ class Mamba2(Mixer):
     tree = {f'w_{name}': Param((width, size), ('width', axis), start) for name, (size, axis) in sizes.items()}
     tree |= dict(
         conv_x=Param((self.conv_width, inner), (None, 'inner'), taps), conv_bc=Param((self.conv_width, shared), (None, None), taps),
-        dt_bias=vector(heads, 'heads', inits.log_uniform(1e-3, 0.1, after=_inverse_softplus), full_precision=True),
-        a_log=vector(heads, 'heads', _log_of_uniform, full_precision=True),
+        dt_bias=vector(heads, 'heads', inits.log_uniform(1e-3, 0.1, after=inits.softplus_inverse), full_precision=True),
+        a_log=vector(heads, 'heads', inits.log_of_uniform(1.0, 16.0), full_precision=True),
         d=vector(heads, 'heads', inits.constant(1.0)), norm_scale=vector(inner, 'inner', inits.constant(1.0)),
-        w_out=Param((inner, width), ('inner', 'width'), _out))
+        w_out=Param((inner, width), ('inner', 'width'), inits.over_root_depth(inits.torch_linear())))
     if self.conv_bias:
       tree |= dict(b_conv_x=vector(inner, 'inner', taps), b_conv_bc=vector(shared, None, taps))
     if self.bias:
@@ -91,22 +90,6 @@ class Mamba2(Mixer):
     gated = (o + params['d'][:, None] * v).reshape(batch, time, -1) * jax.nn.silu(project(x, 'z'))
     y = rms_normalise(gated.reshape(batch, time, self.groups, -1), self.eps).reshape(batch, time, -1) * params['norm_scale']
     return project(y, 'out'), None if state is None else after
-
-
-def _inverse_softplus(dt):
-  """The bias whose softplus is dt; the authors' floor on dt is 1e-4."""
-  dt = jnp.maximum(dt, 1e-4)
-  return dt + jnp.log(-jnp.expm1(-dt))
-
-
-def _log_of_uniform(key, shape, layer):
-  """log A, A uniform in [1, 16]."""
-  return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0))
-
-
-def _out(key, shape, layer):
-  """PyTorch's Linear over sqrt(depth)."""
-  return inits.torch_linear()(key, shape, layer) / math.sqrt(layer.count)
 
 
 TINY = Mamba2(head_dim=8, state=6, groups=2, dt_lowest=0.01, dt_highest=0.2, bias=True)

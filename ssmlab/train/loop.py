@@ -30,14 +30,13 @@ def trainer(experiment: Experiment, mesh) -> Trainer:
   return Trainer(experiment.model, experiment.task, tx, mesh, experiment.optim.schedule(experiment.train.steps), experiment.train.accumulate)
 
 
-def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = False, source: str | None = None) -> dict[str, Any]:
+def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
   """Trains in a workdir, from its last checkpoint if it has one, and returns the summary (also summary.json).
 
-  source: path of the experiment's file, kept beside the config where that needs classes from it.
   Raises UserError for what the user can mend; Stopped after SIGTERM.
   """
   experiment.check(jax.device_count())
-  path = workdir.prepare(experiment, pathlib.Path(directory), source)
+  path = workdir.prepare(experiment, pathlib.Path(directory))
   mesh = meshes.make(experiment.mesh)
   pieces = trainer(experiment, mesh)
   checkpoints = Checkpoints(path, experiment.train.keep)

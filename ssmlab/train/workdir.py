@@ -62,7 +62,7 @@ def open_config(path: pathlib.Path) -> Experiment:
   return load_module(file).config()
 
 
-def prepare(experiment: Experiment, path: pathlib.Path, source: str | None = None) -> pathlib.Path:
+def prepare(experiment: Experiment, path: pathlib.Path) -> pathlib.Path:
   """Makes the folder and writes config.py and environment.json; a folder that holds a run of another model is refused."""
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def prepare(experiment: Experiment, path: pathlib.Path, source: str | None = Non
     if split is not None and fingerprint.get(split) is None:
       raise UserError(f'evals: {name!r} reads the split {split!r}, which is empty in {experiment.data.source}')
   if jax.process_index() == 0:
-    write(path / 'config.py', dump(experiment, _kept_beside(experiment, path, source)))
+    write(path / 'config.py', dump(experiment, _kept_beside(experiment, path)))
     write(path / 'environment.json', json.dumps(environment(fingerprint), indent=1))
   return path
 
@@ -92,7 +92,7 @@ def _same_model(before: Any, now: Any, path: pathlib.Path) -> None:
   raise UserError(f'{path} holds a run of another model ({type(before).__name__} there); choose another --workdir')
 
 
-def _kept_beside(experiment: Experiment, path: pathlib.Path, source: str | None) -> dict[str, str]:
+def _kept_beside(experiment: Experiment, path: pathlib.Path) -> dict[str, str]:
   """Copies experiment files that define classes of the config into the workdir; {module now: module there}."""
   renamed = {}
   for module in {type(part).__module__ for part in _parts(experiment)}:
