@@ -10,6 +10,7 @@ from ssmlab.mixers import Mixer
 from ssmlab.mixers.mamba1 import Mamba1
 from ssmlab.mixers.mamba2 import Mamba2
 from ssmlab.models.lm import LM
+from ssmlab.models.presets import sizes_of
 
 # Layers and width.
 SIZES_1 = {'130M': (24, 768), '370M': (48, 1024), '790M': (48, 1536), '1.4B': (48, 2048), '2.8B': (64, 2560)}
@@ -18,20 +19,14 @@ SIZES_2 = {'130M': (24, 768), '370M': (48, 1024), '780M': (48, 1536), '1.3B': (4
 
 def mamba1(size: str) -> LM:
   """Mamba: '130M', '370M', '790M', '1.4B' or '2.8B'."""
-  return _lm(50280, *_sizes('mamba1', SIZES_1, size), Mamba1())
+  return _lm(50280, *sizes_of('mamba1', SIZES_1, size), Mamba1())
 
 
 def mamba2(size: str) -> LM:
   """Mamba-2: '130M', '370M', '780M', '1.3B', '2.7B' or 'codestral-7B'."""
   if size == 'codestral-7B':
     return _lm(32768, 64, 4096, Mamba2(groups=8), tied=False)
-  return _lm(50288, *_sizes('mamba2', SIZES_2, size, 'codestral-7B'), Mamba2())
-
-
-def _sizes(name: str, sizes: dict[str, tuple[int, int]], size: str, *more: str) -> tuple[int, int]:
-  if size not in sizes:
-    raise ValueError(f'{name}: size {size!r} is not one of {", ".join((*sizes, *more))}')
-  return sizes[size]
+  return _lm(50288, *sizes_of('mamba2', SIZES_2, size, 'codestral-7B'), Mamba2())
 
 
 def _lm(vocab: int, depth: int, width: int, mixer: Mixer, tied: bool = True) -> LM:

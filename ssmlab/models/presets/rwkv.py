@@ -14,6 +14,7 @@ from ssmlab.mixers.rwkv5 import RWKV5
 from ssmlab.mixers.rwkv6 import RWKV6
 from ssmlab.mixers.rwkv7 import RWKV7
 from ssmlab.models.lm import LM, Block
+from ssmlab.models.presets import sizes_of
 
 PILE, PILE_PADDED, WORLD = 50277, 50304, 65536                    # ids: GPT-NeoX-20B's tokenizer, the same rounded up, RWKV World's
 
@@ -31,30 +32,30 @@ SIZES_7_PILE = {'168M': (12, 768, (64, 32, 128)), '421M': (24, 1024, (64, 32, 16
 
 def rwkv4(size: str) -> LM:
   """RWKV-4 Pile: '169M', '430M', '1.5B', '3B', '7B' or '14B'."""
-  depth, width, rate = _sizes('rwkv4', SIZES_4, size)
+  depth, width, rate = sizes_of('rwkv4', SIZES_4, size)
   return _lm(PILE, depth, width, Block(RWKV4(), RWKVChannelMix(4 * width, key_start=2.0)), start=rate)
 
 
 def rwkv5(size: str) -> LM:
   """RWKV-5 World (Eagle): '0.4B', '1.5B', '3B' or '7B'."""
-  depth, width = _sizes('rwkv5', SIZES_5, size)
+  depth, width = sizes_of('rwkv5', SIZES_5, size)
   return _lm(WORLD, depth, width, Block(RWKV5(), RWKVChannelMix(_hidden(width))))
 
 
 def rwkv6(size: str) -> LM:
   """RWKV-6 World (Finch): '1.6B' or '3B'.  The ranks of the later 7B and 14B are not published."""
-  depth, width = _sizes('rwkv6', SIZES_6, size)
+  depth, width = sizes_of('rwkv6', SIZES_6, size)
   return _lm(WORLD, depth, width, Block(RWKV6(), RWKV6ChannelMix(_hidden(width))))
 
 
 def rwkv7(size: str) -> LM:
   """RWKV-7 World-3 (Goose): '0.1B', '0.4B', '1.5B' or '2.9B'."""
-  return _rwkv7(WORLD, *_sizes('rwkv7', SIZES_7, size))
+  return _rwkv7(WORLD, *sizes_of('rwkv7', SIZES_7, size))
 
 
 def rwkv7_pile(size: str) -> LM:
   """RWKV-7 Pile: '168M', '421M' or '1.47B'."""
-  return _rwkv7(PILE_PADDED, *_sizes('rwkv7_pile', SIZES_7_PILE, size))
+  return _rwkv7(PILE_PADDED, *sizes_of('rwkv7_pile', SIZES_7_PILE, size))
 
 
 def _rwkv7(vocab: int, depth: int, width: int, ranks: tuple[int, int, int]) -> LM:
@@ -70,9 +71,3 @@ def _lm(vocab: int, depth: int, width: int, block: Block, start: float = 1e-4) -
 def _hidden(width: int) -> int:
   """3.5 * width rounded down to a multiple of 32."""
   return int(3.5 * width) // 32 * 32
-
-
-def _sizes(name: str, sizes: dict, size: str) -> tuple:
-  if size not in sizes:
-    raise ValueError(f'{name}: size {size!r} is not one of {", ".join(sizes)}')
-  return sizes[size]
