@@ -103,6 +103,18 @@ def test_sizes_and_hints_of_the_start():
   assert {name for name, decays in hints(declared, 'weight_decay').items() if decays} == {'w_c', 'w_gate'}
 
 
+def test_start_is_real_b_and_independent_c_in_the_eigenbasis():
+  """Turned back, B is real, and its entries and C's lie inside the cut of the truncated normal; turned wrongly, some would not."""
+  mixer, width, cut = S5(state=64, blocks=4, conjugate=False), 256, 2 / 0.8796 / np.sqrt(64) * 1.0001
+  params = init(jax.random.key(0), mixer.params(width))
+  basis = scipy.linalg.block_diag(*[_hippo_normal(16)[1]] * 4)
+  b, c = (np.asarray(params[name][0]) + 1j * np.asarray(params[name][1]) for name in ('w_b', 'w_c'))
+  b, c = basis @ b.T, basis.conj() @ c                                                               # V (V^H B), ((C V) V^H)^T
+  assert np.abs(b.imag).max() < 1e-5
+  for part in (b.real, c.real, c.imag):
+    assert 0.97 * cut < np.abs(part).max() <= cut and abs(np.square(part).mean() * 64 - 1) < 0.03
+
+
 def test_bfloat16_activations_leave_the_recurrence_in_float32():
   """An impulse after 300 steps has turned and shrunk by exp(Lambda dt)^299."""
   mixer = S5(state=32, blocks=1)
