@@ -17,6 +17,7 @@ from ssmlab.core.params import init
 from ssmlab.eval.heldout import place
 from ssmlab.layers.channel import GatedMLP
 from ssmlab.layers.embedding import Embedding
+from ssmlab.mixers import rglru
 from ssmlab.models import LM
 from ssmlab.tasks import NextToken
 
@@ -35,7 +36,8 @@ def main(names):
   ids = np.sort(random.integers(1, 4, (8, 16)), axis=1).astype(np.int32)
   batch = dict(tokens=random.integers(0, 32, (8, 16), dtype=np.int32), targets=random.integers(0, 32, (8, 16), dtype=np.int32), segment_ids=ids)
   for name in names or sorted(m.name for m in pkgutil.iter_modules(ssmlab.mixers.__path__)):
-    mixer = importlib.import_module(f'ssmlab.mixers.{name}').TINY
+    module = importlib.import_module(f'ssmlab.mixers.{name}')
+    mixer = module.Bidirectional(rglru.TINY) if name == 'bidirectional' else module.TINY
     model = LM(vocab=32, width=16, pattern=(mixer,), depth=2, channel=GatedMLP(32), embedding=Embedding(size=1.0))
     params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), init(jax.random.key(0), model.params()))
     one = gradients(model, params, batch, meshes.make(devices=jax.devices()[:1]))
