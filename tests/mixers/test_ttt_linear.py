@@ -17,7 +17,10 @@ OTHER = TTTLinear(heads=1, head_dim=6, conv_width=2, mini_batch=16, base_rate=3.
 def draw(mixer):
   random = np.random.default_rng(0)
   params = {name: np.asarray(a, np.float64) for name, a in init(jax.random.key(0), mixer.params(WIDTH)).items()}
-  return {name: a + 0.3 * random.normal(size=a.shape) for name, a in params.items()}
+  params = {name: a + 0.3 * random.normal(size=a.shape) for name, a in params.items()}
+  params['place_rate'] = np.abs(params['place_rate'])                    # the last place's rate is what carries a mini-batch's update on
+  params['place_rate'][1] = -0.7                                         # less than 0 with its 1/2: no step
+  return params
 
 
 def steps(mixer, p, x):
