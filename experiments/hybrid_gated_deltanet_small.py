@@ -16,4 +16,5 @@ def config():
   norm = RMSNorm(zero_centred=True)
   delta = GatedDeltaNet(heads=4, head_dim=30)
   full = Attention(heads=5, head_dim=32, rotary_fraction=0.25, qk_norm=norm, gate=True)
-  return override(base(), 'model', LM(vocab=256, width=160, pattern=(delta, delta, delta, full), depth=4, channel=GatedMLP(hidden=442), norm=norm, remat='none'))
+  return override(base(), 'model', LM(
+      vocab=256, width=160, pattern=(delta, delta, delta, full), depth=4, channel=GatedMLP(hidden=442), norm=norm, remat='none'))

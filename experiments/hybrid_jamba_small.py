@@ -13,4 +13,5 @@ from ssmlab.models import LM
 
 def config():
   mamba, full = Mamba1(), Attention(heads=4, head_dim=32, kv_heads=1, rotary_fraction=0.0)
-  return override(base(), 'model', LM(vocab=256, width=128, pattern=(mamba,) * 4 + (full,) + (mamba,) * 3, depth=8, channel=GatedMLP(hidden=200)))
+  return override(base(), 'model', LM(
+      vocab=256, width=128, pattern=(mamba,) * 4 + (full,) + (mamba,) * 3, depth=8, channel=GatedMLP(hidden=200)))

@@ -21,7 +21,9 @@ STEPS = 250_000_000_000 // (LENGTH * ROWS)
 def config():
   return Experiment(
       model=dataclasses.replace(jamba(depth=16, width=2048), activations='bfloat16'),
-      data=Data(Text('data/fineweb_edu', valid_share=0.0005, test_share=0.0005), HFTokenizer('data/jamba_tokenizer.json'), length=LENGTH, batch_size=ROWS),
-      optim=AdamW(peak_lr=5 * 2e-4, warmup_steps=STEPS // 10, decay='cosine', end_ratio=1e-5 / (5 * 2e-4), b1=0.9, b2=0.95, weight_decay=0.1, clip=1.0),
+      data=Data(Text('data/fineweb_edu', valid_share=0.0005, test_share=0.0005), HFTokenizer('data/jamba_tokenizer.json'),
+                length=LENGTH, batch_size=ROWS),
+      optim=AdamW(peak_lr=5 * 2e-4, warmup_steps=STEPS // 10, decay='cosine', end_ratio=1e-5 / (5 * 2e-4), b1=0.9, b2=0.95,
+                  weight_decay=0.1, clip=1.0),
       train=Train(steps=STEPS, log_every=100, checkpoint_every=2000),
       evals=(('valid', HeldOut(every=10000, max_tokens=2**20)),))

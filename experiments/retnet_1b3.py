@@ -20,7 +20,8 @@ from ssmlab.train import AdamW, Experiment, Train
 def config():
   return Experiment(
       model=dataclasses.replace(retnet('1.3B'), activations='bfloat16'),
-      data=Data(Text('data/pile_c4_stack', valid_share=0.0005, test_share=0.0005), HFTokenizer('data/gpt2_tokenizer.json'), length=2048, batch_size=2048),
+      data=Data(Text('data/pile_c4_stack', valid_share=0.0005, test_share=0.0005), HFTokenizer('data/gpt2_tokenizer.json'),
+                length=2048, batch_size=2048),
       optim=AdamW(peak_lr=6e-4, warmup_steps=375, decay='linear', end_ratio=0.0, b1=0.9, b2=0.98, weight_decay=0.05, clip=2.0),
       train=Train(steps=25000, log_every=20, checkpoint_every=500),
       evals=(('valid', HeldOut(every=2500, max_tokens=2**20)),))
