@@ -56,9 +56,11 @@ def test_any_sizes_come_back(mixer, width, tied, tmp_path):
 
 
 def test_the_published_sizes():
-  """transformers' rounding and defaults: an empty config is xLSTM 7B."""
-  model = xlstm.FORMAT.model({}, {xlstm.HEAD: np.zeros(1)})
-  assert model.size() == 6_865_424_896
+  """transformers' rounding and defaults: an empty config is xLSTM 7B, and so is the published one, with the field names of before."""
+  published = dict(model_type='xlstm', embedding_dim=4096, num_blocks=32, num_heads=8, qk_dim_factor=0.5, v_dim_factor=1.0, ffn_proj_factor=2.667,
+                   ffn_round_up_to_multiple_of=64, gate_soft_cap=15.0, output_logit_soft_cap=30.0, norm_eps=1e-6, use_bias=False, vocab_size=50304)
+  model, again = (xlstm.FORMAT.model(config, {xlstm.HEAD: np.zeros(1)}) for config in ({}, published))
+  assert model == again and model.size() == 6_865_424_896
   assert model.blocks[0].channel.hidden == 10944 and model.blocks[0].mixer == MLSTM(8, 256, 512)
 
 
