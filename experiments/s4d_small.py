@@ -11,4 +11,4 @@ from ssmlab.models import LM
 
 
 def config():
-  return override(base(), 'model', LM(vocab=256, width=256, pattern=(S4D(state=16),), depth=10, norm=LayerNorm()))
+  return override(base(), 'model', LM(vocab=256, width=400, pattern=(S4D(state=16),), depth=4, norm=LayerNorm(), remat='none'))
