@@ -63,7 +63,7 @@ def with_gradients(function, given):
 
 
 @pytest.mark.parametrize('exponential', [False, True])
-@pytest.mark.parametrize('length', (1, 9))
+@pytest.mark.parametrize('length', (1, 14))
 def test_definition(length, exponential):
   def ours(gates, recurrent, state):
     h, last = slstm_recurrence(gates, recurrent, state, ids, exponential)

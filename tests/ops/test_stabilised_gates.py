@@ -73,15 +73,15 @@ def test_definition(length, form):
 def test_what_the_stabiliser_divides_stays(form):
   """e^m times the stabilised sum of writes is the plain sum, values and gradients by both gates and m[-1]."""
   with jax.enable_x64(True):
-    forget, write, initial = arguments(9)
-    ids = layouts(9)[2]
+    forget, write, initial = arguments(14)
+    ids = layouts(14)[2]
     begins = (ids != 0) & (ids != np.pad(ids[:, :-1], ((0, 0), (1, 0))))
     cut = begins & (np.cumsum(begins, axis=1) > 1)
-    weights = np.random.default_rng(1).normal(size=(BATCH, 9, HEADS)) * (ids != 0)[..., None]
+    weights = np.random.default_rng(1).normal(size=(BATCH, 14, HEADS)) * (ids != 0)[..., None]
 
     def sums(decay, inputs, start):
       total, seen = start, []
-      for t in range(9):
+      for t in range(14):
         real, begin = (ids[:, t] != 0)[:, None], cut[:, t][:, None]
         total = jnp.where(real, jnp.exp(decay[:, t]) * jnp.where(begin, 0, total) + jnp.exp(inputs[:, t]), total)
         seen.append(total)
@@ -104,13 +104,13 @@ def test_what_the_stabiliser_divides_stays(form):
 def test_derivative_of_the_maximum(form):
   """That of m[t] goes to the gate that was the larger, at every step."""
   with jax.enable_x64(True):
-    forget, write, initial = arguments(11)
-    ids = layouts(11)[2]
-    weights = np.random.default_rng(2).normal(size=(BATCH, 11, HEADS)) * (ids != 0)[..., None]
+    forget, write, initial = arguments(14)
+    ids = layouts(14)[2]
+    weights = np.random.default_rng(2).normal(size=(BATCH, 14, HEADS)) * (ids != 0)[..., None]
     loss = lambda forget, write, initial: float((weights * definition(forget, write, initial, ids)[2]).sum())
     mine = jax.grad(lambda *given: jnp.sum(weights * stabilised_gates(*given, ids, form)[2]), argnums=(0, 1, 2))(forget, write, initial)
     for which, gradient in enumerate(mine):
-      given, at = [forget, write, initial], (0, 4, 1) if which < 2 else (0, 1)
+      given, at = [forget, write, initial], (0, 5, 1) if which < 2 else (0, 1)
       ends = []
       for step in (1e-6, -1e-6):
         moved = given[which].copy()
