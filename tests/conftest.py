@@ -18,3 +18,10 @@ def corpus_cache(tmp_path_factory):
   """Tokenised corpora of the tests stay out of the user's cache."""
   if 'SSMLAB_CACHE' not in os.environ:
     os.environ['SSMLAB_CACHE'] = str(tmp_path_factory.getbasetemp().parent / 'ssmlab-cache')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_compiled():
+  """A worker holds the compiled programs of one module, not of the whole run."""
+  yield
+  jax.clear_caches()

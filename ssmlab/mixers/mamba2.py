@@ -82,10 +82,10 @@ class Mamba2(Mixer):
       return jax.nn.silu(y)
     v = convolved('x').reshape(batch, time, heads, self.head_dim)
     shared = convolved('bc').reshape(batch, time, 2, self.groups, self.state)
-    b, c = (jnp.repeat(shared[:, :, i], heads // self.groups, axis=2) for i in (0, 1))
+    b, c = shared[:, :, 0], shared[:, :, 1]
     dt = jax.nn.softplus(project(x, 'dt').astype(params['dt_bias'].dtype) + params['dt_bias'])
     dt = jnp.clip(dt, self.dt_lowest, self.dt_highest)
-    o, after['ssm'] = linear_recurrence(c, dt[..., None] * b, v, -dt * jnp.exp(params['a_log']),
+    o, after['ssm'] = linear_recurrence(c, b, dt[..., None].astype(v.dtype) * v, -dt * jnp.exp(params['a_log']),
                                         initial=None if state is None else state['ssm'], segment_ids=segment_ids)
     gated = (o + params['d'][:, None] * v).reshape(batch, time, -1) * jax.nn.silu(project(x, 'z'))
     y = rms_normalise(gated.reshape(batch, time, self.groups, -1), self.eps).reshape(batch, time, -1) * params['norm_scale']

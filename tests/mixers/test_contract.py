@@ -48,7 +48,8 @@ class Case:
 
 @pytest.fixture(scope='module', params=NAMES)
 def case(request):
-  return Case(request.param)
+  yield Case(request.param)
+  jax.clear_caches()                                     # compiled programs of thirty mixers are gigabytes
 
 
 def close(a, b, rtol=2e-5):

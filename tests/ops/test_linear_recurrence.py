@@ -1,6 +1,7 @@
 """Every form of the linear recurrence gives the definition's output, final state and gradients."""
 
 import functools
+import importlib
 import itertools
 
 import chex
@@ -11,6 +12,8 @@ import pytest
 
 from ssmlab.ops import linear_recurrence
 from ssmlab.ops.linear_recurrence.chunked import chunked
+
+chunked_module = importlib.import_module('ssmlab.ops.linear_recurrence.chunked')         # the package's name is the function
 
 BATCH, HEADS, KEY, VALUE, CHUNK = 2, 2, 4, 5, 8
 LENGTH = 3 * CHUNK + 5
@@ -128,6 +131,29 @@ def test_chunk_size_and_group_change_nothing(chunk, group):
     expected = gradient(lambda tokens, _, initial: linear_recurrence(
         **{k: v for k, v in tokens.items() if k != 'starts'}, initial=initial, segment_ids=ids, implementation='sequential'))
     assert_close(gradient(functools.partial(chunked, chunk=chunk, group=group)), expected, 1e-10)
+
+
+@pytest.mark.parametrize('kind, rank_one, group', (('none', False, 1), ('scalar', False, 1), ('scalar', False, 3), ('vector', False, 1), ('scalar', True, 1)))
+def test_heads_that_share_keys(kind, rank_one, group, monkeypatch):
+  """q and k with one head for three of v are q and k repeated: output, state and gradients, in every form, also with several chunks at once."""
+  monkeypatch.setattr(chunked_module, '_sizes', lambda tokens: (CHUNK, group))
+  with jax.enable_x64(True):
+    made = arguments(2, kind, rank_one, False, LENGTH)
+    three = lambda x: jnp.repeat(x, 3, axis=2) * jnp.arange(1.0, 1 + 3 * HEADS).reshape((-1,) + (1,) * (x.ndim - 3)) / (3 * HEADS)
+    made |= {name: three(made[name]) for name in ('v', 'log_decay', 'a', 'b') if name in made}
+    made['initial'] = jnp.repeat(made['initial'], 3, axis=1)
+    def repeated(made):
+      return made | {name: jnp.repeat(made[name], 3, axis=2) for name in 'qk'}
+    def gradient(form, prepare=lambda made: made):
+      def total(made, layout):
+        o, state = linear_recurrence(**prepare(made), segment_ids=layout, **form)
+        return jnp.sum(jnp.sin(o)) + jnp.sum(jnp.cos(state)), (o, state)
+      return jax.jit(jax.grad(total, has_aux=True))
+    definition = gradient(dict(implementation='sequential'), repeated)
+    forms = [gradient(form) for form in (*FORMS.values(), dict(implementation='sequential'))]
+    for layout in layouts(LENGTH).values():
+      for form in forms:
+        assert_close(form(made, layout), definition(made, layout), 1e-10)
 
 
 @pytest.mark.parametrize('bonus', (False, True))

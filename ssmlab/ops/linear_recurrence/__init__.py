@@ -28,7 +28,8 @@ def linear_recurrence(
 
   With `bonus` u the token is read before it is written, as in RWKV-5 and 6:  o_t = (S_{t-1} + diag(u) k_t (x) v_t)^T q_t.
 
-  q, k: [batch, time, heads, key].  v: [batch, time, heads, value].
+  v: [batch, time, heads, value].
+  q, k: [batch, time, heads, key], or with fewer heads of which v's are a multiple: head h then uses h // (v's / theirs), as Mamba-2's groups.
   log_decay: g, natural logarithm, finite and <= 0.  One number per head ([batch, time, heads], or what broadcasts to it with three axes, or [heads]
     for a constant), or one per key channel ([batch, time, heads, key], or what broadcasts to it with four axes, or [heads, key]); None
     is no decay.  A positive value cannot be seen when traced and is not checked: sums of it overflow.
@@ -54,9 +55,10 @@ def linear_recurrence(
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'implementation={implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}')
-  log_decay = _expand_decay(q.shape, log_decay)
-  _check_shapes(q, k, v, log_decay, a, b, bonus, initial, segment_ids, chunk)
-  batch, time, heads, key = q.shape
+  _check_rank(q, v)
+  batch, time, heads, key = v.shape[:3] + q.shape[3:]
+  log_decay = _expand_decay((batch, time, heads, key), log_decay)
+  _check_shapes(q, k, v, a, b, bonus, initial, segment_ids, chunk)
   given = [x for x in (q, k, v, log_decay, a, b, bonus, initial) if x is not None]
   dtype = jnp.result_type(jnp.float32, *given)
   out_dtype = v.dtype
@@ -70,6 +72,8 @@ def linear_recurrence(
   bonus = None if bonus is None else bonus.astype(dtype)
   initial = initial.astype(dtype)
   form = _chosen(time, tokens) if implementation == 'auto' else implementation
+  if form != 'chunked' or a is not None or bonus is not None or _by_channel(log_decay):
+    tokens |= {name: jnp.repeat(tokens[name], heads // q.shape[2], axis=2) for name in 'qk'}
   if form == 'chunked':
     o, state = chunked(tokens, bonus, initial, chunk)
   elif form == 'loop forward':
@@ -87,8 +91,11 @@ def _chosen(time: int, tokens: dict) -> str:
   """What 'auto' takes."""
   if time <= _SEQUENTIAL:
     return 'sequential'
-  by_channel = tokens['log_decay'] is not None and tokens['log_decay'].shape[-1] > 1
-  return 'loop forward' if jax.default_backend() == 'cpu' and (by_channel or tokens['a'] is not None) else 'chunked'
+  return 'loop forward' if jax.default_backend() == 'cpu' and (_by_channel(tokens['log_decay']) or tokens['a'] is not None) else 'chunked'
+
+
+def _by_channel(log_decay: jax.Array | None) -> bool:
+  return log_decay is not None and log_decay.shape[-1] > 1
 
 
 @jax.custom_vjp
@@ -124,16 +131,19 @@ def _expand_decay(shape: tuple[int, ...], log_decay: jax.Array | None) -> jax.Ar
   return jnp.broadcast_to(log_decay, shape[:3] + (1 if per_head else shape[3],))
 
 
-def _check_shapes(q, k, v, log_decay, a, b, bonus, initial, segment_ids, chunk) -> None:
+def _check_rank(q, v) -> None:
   if q.ndim != 4:
     raise ValueError(f'q has shape {q.shape}; expected [batch, time, heads, key]')
-  batch, time, heads, key = q.shape
-  if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
-    raise ValueError(f'v has shape {v.shape}; expected [batch, time, heads, value] = {q.shape[:3]} and any value size')
+  if v.ndim != 4 or v.shape[:2] != q.shape[:2] or v.shape[2] % q.shape[2]:
+    raise ValueError(f'v has shape {v.shape}; expected [batch, time, heads, value] = {q.shape[:3]} (heads or a multiple) and any value size')
+
+
+def _check_shapes(q, k, v, a, b, bonus, initial, segment_ids, chunk) -> None:
+  batch, time, heads, key = v.shape[:3] + q.shape[3:]
   if (a is None) != (b is None):
     raise ValueError(f'{"a" if a is None else "b"} is None; a and b are given both or neither')
-  per_token = '[batch, time, heads, key]', q.shape
-  expected = {'k': (k, *per_token), 'a': (a, *per_token), 'b': (b, *per_token), 'bonus': (bonus, '[heads, key]', (heads, key)),
+  per_token = '[batch, time, heads, key]', (batch, time, heads, key)
+  expected = {'k': (k, '[batch, time, heads, key], as q', q.shape), 'a': (a, *per_token), 'b': (b, *per_token), 'bonus': (bonus, '[heads, key]', (heads, key)),
               'initial': (initial, '[batch, heads, key, value]', (batch, heads, key, v.shape[-1])),
               'segment_ids': (segment_ids, '[batch, time]', (batch, time))}
   for name, (x, axes, shape) in expected.items():

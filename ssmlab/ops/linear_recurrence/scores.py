@@ -48,7 +48,7 @@ def scores(precision, reads: jax.Array, writes: jax.Array, log_decay: jax.Array)
   if log_decay.shape[-1] > 1:
     return _vector_scores(precision, reads, writes, log_decay)
   kinds = reads.shape[-2] // log_decay.shape[-2], writes.shape[-2] // log_decay.shape[-2]
-  return _product(precision, reads, writes) * jnp.tile(_scalar_decay(log_decay), kinds)
+  return _product(precision, reads, writes) * jnp.tile(between(log_decay, before=True), kinds)
 
 
 def _product(precision, reads: jax.Array, writes: jax.Array) -> jax.Array:
@@ -107,9 +107,12 @@ def _keep(mask: np.ndarray, x: jax.Array) -> jax.Array:
   return jnp.where(np.tile(mask, (x.shape[-2] // mask.shape[0], x.shape[-1] // mask.shape[1])), x, 0)
 
 
-def _scalar_decay(log_decay: jax.Array) -> jax.Array:
-  """exp(g_{j+1} + .. + g_{i-1}) for j < i, else 0.  [..., chunk, chunk].  The exponent is masked, not the result: exp could overflow."""
-  before = np.tri(log_decay.shape[-2], k=-1)
-  constant = jnp.asarray(before, log_decay.dtype)
-  sums = exact(jnp.swapaxes(log_decay, -1, -2) * constant, constant)
-  return jnp.exp(jnp.where(before == 1, sums, -jnp.inf))
+def between(log_decay: jax.Array, before: bool) -> jax.Array:
+  """exp(g_{j+1} + .. + g_i) for j <= i, else 0; with `before`, exp(g_{j+1} + .. + g_{i-1}) for j < i.  [..., chunk, chunk].
+
+  log_decay: [..., chunk, 1].  The exponent is masked, not the result: exp could overflow.
+  """
+  chunk = log_decay.shape[-2]
+  until, after = np.tri(chunk, k=-1 if before else 0), np.tri(chunk, k=-1)
+  sums = exact(jnp.swapaxes(log_decay, -1, -2) * jnp.asarray(until, log_decay.dtype), jnp.asarray(after, log_decay.dtype))
+  return jnp.exp(jnp.where(until == 1, sums, -jnp.inf))
