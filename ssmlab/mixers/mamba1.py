@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
 from ssmlab.mixers import Mixer
-from ssmlab.ops import diagonal_recurrence
+from ssmlab.ops.selective_scan import selective_scan
 from ssmlab.ops.short_convolution import short_convolution
 
 
@@ -21,7 +21,7 @@ from ssmlab.ops.short_convolution import short_convolution
 class Mamba1(Mixer):
   """h[t] = exp(dt A) h[t-1] + dt B u,  y = ((C h[t] + D u) * silu(z)) W_out;  u = silu(conv(x W_x)), z = x W_z; dt, B, C are maps of u.
 
-  Every inner channel has its own state of size `state`; training holds states of all tokens, expand * width * state numbers a token.
+  Every inner channel has its own state of size `state`.
   state: size of B and C.  rank: of the map to dt, None: a sixteenth of the width, rounded up.  expand: inner width over width.
   conv_width: steps of the convolution.  bias: of the outer projections.  conv_bias: of the convolution.
   """
@@ -67,9 +67,8 @@ class Mamba1(Mixer):
     wide = params['a_log'].dtype
     b, c = ((u @ params[name]).astype(wide) for name in ('w_b', 'w_c'))
     dt = jax.nn.softplus((u @ params['w_rank'] @ params['w_dt']).astype(wide) + params['dt_bias'])
-    decay = jnp.exp(-dt[..., None] * jnp.exp(params['a_log']))                                   # [batch, time, inner, state]
-    h, last = diagonal_recurrence(decay, (dt * u)[..., None] * b[:, :, None], None if state is None else state['ssm'], segment_ids)
-    y = jnp.einsum('btns,bts->btn', h, c).astype(x.dtype) + params['d'] * u
+    y, last = selective_scan(u, dt, -jnp.exp(params['a_log']), b, c, None if state is None else state['ssm'], segment_ids)
+    y = y.astype(x.dtype) + params['d'] * u
     y = project(y * jax.nn.silu(project(x, 'z')), 'out')
     return y, None if state is None else dict(ssm=last, conv=tail.astype(jnp.float32))
 
