@@ -5,6 +5,7 @@ The paper writes the input's discretisation as a zero-order hold; the code, whic
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -61,16 +62,28 @@ class Mamba1(Mixer):
     return super().flops(width, length) + 6 * self.expand * width * self.state
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
-    project = lambda y, name: y @ params[f'w_{name}'] + (params[f'b_{name}'] if self.bias else 0)
-    u, tail = short_convolution(project(x, 'x'), params['conv'], params.get('b_conv'), None if state is None else state['conv'], segment_ids)
-    u = jax.nn.silu(u)
-    wide = params['a_log'].dtype
-    b, c = ((u @ params[name]).astype(wide) for name in ('w_b', 'w_c'))
-    dt = jax.nn.softplus((u @ params['w_rank'] @ params['w_dt']).astype(wide) + params['dt_bias'])
+    project = lambda params, y, name: y @ params[f'w_{name}'] + (params[f'b_{name}'] if self.bias else 0)
+    u, dt, b, c, tail = _recomputed(_selection)(params, project(params, x, 'x'), None if state is None else state['conv'], segment_ids)
     y, last = selective_scan(u, dt, -jnp.exp(params['a_log']), b, c, None if state is None else state['ssm'], segment_ids)
-    y = y.astype(x.dtype) + params['d'] * u
-    y = project(y * jax.nn.silu(project(x, 'z')), 'out')
+
+    def read(params, y, u, z):
+      return project(params, (y.astype(x.dtype) + params['d'] * u) * jax.nn.silu(z), 'out')
+    y = _recomputed(read)(params, y, u, project(params, x, 'z'))
     return y, None if state is None else dict(ssm=last, conv=tail.astype(jnp.float32))
+
+
+# In the backward pass what stands between matrix products is computed again, not stored: a training step is bound by memory.
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+def _selection(params, x, tail, segment_ids):
+  """(u, dt, b, c, next tail): the scan's inputs, of which dt, b and c are maps of u."""
+  u, tail = short_convolution(x, params['conv'], params.get('b_conv'), tail, segment_ids)
+  u = jax.nn.silu(u)
+  wide = params['a_log'].dtype
+  b, c = ((u @ params[name]).astype(wide) for name in ('w_b', 'w_c'))
+  dt = jax.nn.softplus((u @ params['w_rank'] @ params['w_dt']).astype(wide) + params['dt_bias'])
+  return u, dt, b, c, tail
 
 
 TINY = Mamba1(state=4, rank=3, bias=True)

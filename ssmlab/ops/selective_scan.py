@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmlab.ops import segments
 from ssmlab.ops.diagonal_recurrence import diagonal_recurrence
@@ -75,18 +76,26 @@ def _check_shapes(u, dt, a, b, c, initial, segment_ids) -> None:
 
 def _by_blocks(u, dt, a, b, c, initial, segment_ids):
   """Inside, the state is [batch, state, inner], so that the long axis is the contiguous one, and time comes first, in blocks."""
-  time, cut, write = u.shape[1], None, dt * u
+  time, masks = u.shape[1], None
   if segment_ids is not None:
-    is_real, cut = segments.real(segment_ids)[..., None], segments.starts(segment_ids)[..., None]
+    masks = segments.real(segment_ids)[..., None], segments.starts(segment_ids)[..., None]
+  y, last = _walk(u, dt, b, c, masks, a.T, jnp.swapaxes(initial, 1, 2))
+  return jnp.moveaxis(y.reshape(-1, *y.shape[2:])[:time], 0, 1), jnp.swapaxes(last, 1, 2)
+
+
+def _into_blocks(u, dt, b, c, masks):
+  """(write, dt, b, c, cut), each [blocks, block, batch, inner or state or 1]."""
+  cut, write = None, dt * u
+  if masks is not None:
+    is_real, cut = masks
     dt, write = jnp.where(is_real, dt, 0), jnp.where(is_real, write, 0)
-  block = min(_BLOCK, time)
-  padding = -time % block                               # after the end: dt = 0 and write = 0 leave the state as it is
+  block = min(_BLOCK, u.shape[1])
+  padding = -u.shape[1] % block                         # after the end: dt = 0 and write = 0 leave the state as it is
 
   def into_blocks(x):
     x = jnp.pad(jnp.moveaxis(x, 1, 0), ((0, padding), (0, 0), (0, 0)))
     return x.reshape(-1, block, *x.shape[1:])
-  y, last = _walk(jax.tree.map(into_blocks, (write, dt, b, c, cut)), a.T, jnp.swapaxes(initial, 1, 2))
-  return jnp.moveaxis(y.reshape(-1, *y.shape[2:])[:time], 0, 1), jnp.swapaxes(last, 1, 2)
+  return jax.tree.map(into_blocks, (write, dt, b, c, cut))
 
 
 def _decay(a, dt, cut):
@@ -101,12 +110,12 @@ def _update(a, h, token):
 
 
 @jax.custom_vjp
-def _walk(blocks, a, initial):
-  """(y, last state) over blocks of (write, dt, b, c, cut), each [blocks, block, batch, inner or state or 1]."""
-  return _walk_forward(blocks, a, initial)[0]
+def _walk(u, dt, b, c, masks, a, initial):
+  """(y [blocks, block, batch, inner], last state).  masks: (real, cut), each [batch, time, 1], or None."""
+  return _walk_forward(u, dt, b, c, masks, a, initial)[0]
 
 
-def _walk_forward(blocks, a, initial):
+def _walk_forward(u, dt, b, c, masks, a, initial):
   def step(h, token):
     h = _update(a, h, token)
     return h, jnp.sum(h * token[3][..., None], axis=1)
@@ -114,13 +123,14 @@ def _walk_forward(blocks, a, initial):
   def one_block(h, tokens):
     after, y = jax.lax.scan(step, h, tokens)
     return after, (y, h)
-  last, (y, entering) = jax.lax.scan(one_block, initial, blocks)
-  return (y, last), (blocks, a, entering)
+  last, (y, entering) = jax.lax.scan(one_block, initial, _into_blocks(u, dt, b, c, masks))
+  return (y, last), (u, dt, b, c, masks, a, entering)
 
 
 def _walk_backward(residuals, cotangents):
   """From the right; g is the adjoint of the state after a token: what that token reads of it and what it hands on."""
-  blocks, a, entering = residuals
+  *tokens, masks, a, entering = residuals
+  blocks, pull = jax.vjp(lambda *tokens: _into_blocks(*tokens, masks), *tokens)
   dy, d_last = cotangents
 
   def again(h, token):
@@ -141,9 +151,10 @@ def _walk_backward(residuals, cotangents):
     carry, (g, d_write, d_dt) = jax.lax.scan(step, carry, (tokens, before, dy), reverse=True)
     over_inner = functools.partial(jnp.einsum, 'tbsn,tbn->tbs', precision='highest')      # per block: one reduction over devices, not one a token
     d_b, d_c = over_inner(g, tokens[0]), over_inner(jnp.concatenate([before[1:], after[None]]), dy)
-    return carry, (d_write, d_dt, d_b, d_c, None)
+    return carry, (d_write, d_dt, d_b, d_c)
   (d_initial, da), d_blocks = jax.lax.scan(one_block, (d_last, jnp.zeros_like(d_last)), (blocks, entering, dy), reverse=True)
-  return d_blocks, jnp.sum(da, axis=0), d_initial
+  none = None if masks is None else np.zeros(blocks[4].shape, jax.dtypes.float0)
+  return *pull((*d_blocks, none)), None, jnp.sum(da, axis=0), d_initial
 
 
 _walk.defvjp(_walk_forward, _walk_backward)
