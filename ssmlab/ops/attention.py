@@ -1,8 +1,11 @@
 """Causal softmax attention over packed documents, with a key/value cache.  Attention Is All You Need, arXiv 1706.03762, eq. 1.
 
 Grouped heads (arXiv 2305.13245): query head h reads key/value head h // (heads / kv_heads).
+Queries go block by block and the backward pass computes a block's scores again, so that memory grows with the length and not with its
+square (the idea of FlashAttention, arXiv 2205.14135, one level up: here a block still sees all of its keys at once).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,12 +24,114 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True, win
   Returns [batch, time, heads, head_dim] in v's dtype.  Raises ValueError where kv_heads does not divide heads.
   """
   _check_heads(q, k)
-  local = None if window is None else (window - 1, 0 if causal else window - 1)
-  mask = None
+  batch, time = q.shape[:2]
+  index = jnp.broadcast_to(jnp.arange(time), (batch, time))
+  run = jnp.zeros((batch, time), jnp.int32)
   if segment_ids is not None:
     run = segments.documents(segment_ids) * 2 + ~segments.real(segment_ids)      # padding between documents is a run of its own
-    mask = (run[:, :, None] == run[:, None, :])[:, None]
-  return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, local_window_size=local)
+  places = index, run
+
+  def allowed(rows, columns):
+    distance = rows[0][:, :, None] - columns[0][:, None, :]
+    mask = rows[1][:, :, None] == columns[1][:, None, :]
+    if causal:
+      mask &= distance >= 0
+    return mask if window is None else mask & (jnp.abs(distance) < window)
+  heads_first = _heads_first(q, k, v)
+  if window is not None and window < time:
+    y = _sliding(*heads_first, places, allowed, max(window, _BLOCK), causal)
+  elif causal:
+    y = _by_pieces(*heads_first, places, allowed)
+  else:
+    y = _by_blocks(*heads_first, places, places, allowed)
+  return _heads_last(y).astype(v.dtype)
+
+
+# Forward + backward against jax.nn.dot_product_attention over the whole, 4 heads of 64, float32, 2 cores CPU, busy, November 2026: 0.6 of the
+# time at batch 4 x 512, 0.35 at 1 x 4096, 0.1 there with a window of 256; blocks of 64 to 256 and 8 or 16 pieces are within the noise.
+_BLOCK, _PIECES = 128, 8
+Places = tuple[jax.Array, jax.Array]              # of tokens: two arrays [batch, time] that decide who sees whom
+Allowed = Callable[[Places, Places], jax.Array]
+
+
+def _heads_first(q, k, v) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """q [batch, kv_heads, group, time, head_dim], scaled; k [batch, kv_heads, keys, head_dim]; v alike with a column of ones."""
+  q = (q * q.shape[-1] ** -0.5).reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+  v = jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], axis=-1)
+  return jnp.moveaxis(q, 1, -2), jnp.moveaxis(k, 1, -2), jnp.moveaxis(v, 1, -2)
+
+
+def _heads_last(y: jax.Array) -> jax.Array:
+  """[batch, kv_heads, group, time, head_dim] -> [batch, time, heads, head_dim]."""
+  y = jnp.moveaxis(y, -2, 1)
+  return y.reshape(*y.shape[:2], -1, y.shape[-1])
+
+
+def _softmax_attention(q, k, v, mask: jax.Array) -> jax.Array:
+  """Arrays as `_heads_first` makes them.  mask: [batch, time, keys]; a row that allows nothing sees everything.
+
+  The exponentials are divided by their sum, the product with v's ones, after the product with v: the gradient then needs no sum over
+  keys of its own (on a CPU the slowest part of softmax's).
+  """
+  wide = jnp.promote_types(q.dtype, jnp.float32)
+  scores = jnp.einsum('bhgtd,bhsd->bhgts', q, k, preferred_element_type=wide)
+  scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min / 2)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))).astype(v.dtype)
+  sums = jnp.einsum('bhgts,bhsd->bhgtd', weights, v, preferred_element_type=wide)
+  return sums[..., :-1] / jnp.maximum(sums[..., -1:], 0.5)                         # at least 1, but for rows that only fill up a piece
+
+
+def _by_blocks(q, k, v, rows: Places, columns: Places, allowed: Allowed) -> jax.Array:
+  """Attention of the queries at `rows` to the keys at `columns`, block by block; allowed(rows, columns) is the mask."""
+  attention = jax.checkpoint(lambda q, rows, k, v: _softmax_attention(q, k, v, allowed(rows, columns)))
+  time = q.shape[-2]
+  if time <= _BLOCK:
+    return attention(q, rows, k, v)
+  y = jax.lax.map(lambda xs: attention(*xs, k, v), (_cut(q, _BLOCK, -2), _cut(rows, _BLOCK, 1)))
+  return _join(y, time)
+
+
+def _by_pieces(q, k, v, places: Places, allowed: Allowed) -> jax.Array:
+  """Causal attention in a few pieces, each with the keys up to its own end."""
+  time = q.shape[-2]
+  step = -(-time // (_BLOCK * _PIECES)) * _BLOCK
+
+  def piece(start):
+    stop = start + step
+    until = tuple(x[:, :stop] for x in places)
+    return _by_blocks(q[..., start:stop, :], k[..., :stop, :], v[..., :stop, :], tuple(x[:, start:] for x in until), until, allowed)
+  return jnp.concatenate([piece(start) for start in range(0, time, step)], axis=-2)
+
+
+def _sliding(q, k, v, places: Places, allowed: Allowed, size: int, causal: bool) -> jax.Array:
+  """Attention within a window of at most `size` tokens: pieces of that many queries see their own keys and those of the pieces beside."""
+  time = q.shape[-2]
+  q, k, v = (_cut(x, size, -2) for x in (q, k, v))                                # [piece, batch, ...]
+  index, run = (_cut(x, size, 1) for x in (places[0], places[1] + 1))             # what is filled up has run 0, which nobody has
+
+  def beside(x, axis):
+    empty = jnp.zeros_like(x[:1])
+    around = (jnp.concatenate([empty, x[:-1]]), x) + (() if causal else (jnp.concatenate([x[1:], empty]),))
+    return jnp.concatenate(around, axis=axis)
+  columns = beside(index, 2), beside(run, 2)
+  y = jax.lax.map(lambda xs: _by_blocks(*xs, allowed), (q, beside(k, -2), beside(v, -2), (index, run), columns))
+  return _join(y, time)
+
+
+def _cut(x, size: int, axis: int):
+  """An array, or a tuple of them, with `axis` of tokens cut into pieces of `size`, zeros after the end; the pieces come first."""
+  if isinstance(x, tuple):
+    return tuple(_cut(y, size, axis) for y in x)
+  axis %= x.ndim
+  pieces = -(-x.shape[axis] // size)
+  x = jnp.pad(x, [(0, pieces * size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+  return jnp.moveaxis(x.reshape(*x.shape[:axis], pieces, size, *x.shape[axis + 1:]), axis, 0)
+
+
+def _join(y: jax.Array, time: int) -> jax.Array:
+  """[pieces, ..., size, head_dim] -> [..., time, head_dim]."""
+  y = jnp.moveaxis(y, 0, -3)
+  return y.reshape(*y.shape[:-3], -1, y.shape[-1])[..., :time, :]
 
 
 def init_cache(batch: int, slots: int, kv_heads: int, head_dim: int, dtype) -> dict[str, jax.Array]:
@@ -66,11 +171,11 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, cache: dict[str, Any
     keys, values = join(cache['k'], k), join(cache['v'], v)
     held = join(cache['held'], jnp.where(is_real, positions + 1, 0))
     key_document = join(jnp.zeros((batch, slots), jnp.int32), document)
-  distance = positions[:, :, None] + 1 - held[:, None, :]
-  mask = (held[:, None, :] > 0) & (distance >= 0) & (document[:, :, None] == key_document[:, None, :])
-  if window is not None:
-    mask &= distance < window
-  y = jax.nn.dot_product_attention(q, keys.astype(q.dtype), values.astype(q.dtype), mask=mask[:, None])
+  def allowed(rows, columns):
+    distance = rows[0][:, :, None] + 1 - columns[0][:, None, :]
+    mask = (columns[0][:, None, :] > 0) & (distance >= 0) & (rows[1][:, :, None] == columns[1][:, None, :])
+    return mask if window is None else mask & (distance < window)
+  y = _heads_last(_by_blocks(*_heads_first(q, keys.astype(q.dtype), values.astype(q.dtype)), (positions, document), (held, key_document), allowed))
   current = jnp.max(document, axis=1, keepdims=True)
   after['held'] = jnp.where(owner == current, after['held'], 0)              # what an ended document wrote is empty again
   after['written'] = cache['written'] + total[:, 0]
