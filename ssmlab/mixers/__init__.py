@@ -20,7 +20,12 @@ from ssmlab.core.params import Param
 
 
 class Mixer:
-  """Base of the sequence mixers: what is optional in the contract."""
+  """Base of the sequence mixers: what is optional in the contract.
+
+  has_state: whether init_state gives one; an encoder's mixer has none.
+  """
+
+  has_state = True
 
   def flops(self, width: int, length: int) -> float:
     """Forward FLOPs per token at a context of `length` tokens, a multiply-add being two.  Here the matrices; subclasses add the rest."""

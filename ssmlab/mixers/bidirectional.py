@@ -22,6 +22,8 @@ class Bidirectional(Mixer):
   """
   mixer: Mixer
 
+  has_state = False
+
   def params(self, width: int):
     return {name: self.mixer.params(width) for name in DIRECTIONS}
 

@@ -214,8 +214,10 @@ class LM:
     """Number of parameters."""
     return size(self.params())
 
-  def state_bytes(self, max_length: int) -> int:
-    """Bytes carried between calls, per sequence."""
+  def state_bytes(self, max_length: int) -> int | None:
+    """Bytes carried between calls, per sequence; None for an encoder, which carries nothing."""
+    if not all(block.mixer.has_state for block in self.blocks):
+      return None
     tree = jax.eval_shape(lambda: self.init_state(1, max_length))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 

@@ -25,12 +25,14 @@ def costs(experiment) -> list[tuple[str, str]]:
   sizes = dict(zip(meshes.AXES, experiment.mesh.sizes(jax.device_count())))
   per_device = sum(int(np.prod(_shard(p, sizes))) for p in jax.tree.leaves(declared, is_leaf=lambda x: hasattr(x, 'axes')))
   activations = _activation_bytes(experiment, sizes)
+  state = [model.state_bytes(length) for length in (data.length, 16 * data.length)]
+  carried = f'{state[0]:,} bytes after {data.length} tokens, {state[1]:,} after {16 * data.length}' if state[0] is not None else 'none: it reads both ways'
   return [
       ('parameters', f'{count:,} ({count - ends:,} without embedding and head)'),
       ('tokens', f'{tokens:,} ({data.batch_size} x {data.length} a step, {train.steps:,} steps)'),
       ('FLOPs per token', f'{forward:.3e} forward, {3 * forward:.3e} training'),
       ('FLOPs of the run', f'{3 * forward * tokens:.3e}'),
-      ('state per sequence', f'{model.state_bytes(data.length):,} bytes after {data.length} tokens, {model.state_bytes(16 * data.length):,} after {16 * data.length}'),
+      ('state per sequence', carried),
       ('memory per device', f'{_size(16 * per_device)} parameters, gradient and Adam (16 bytes each, float32), about {_size(activations)} activations'),
       ('mesh', ' x '.join(f'{name} {n}' for name, n in sizes.items())),
   ]

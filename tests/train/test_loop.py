@@ -156,3 +156,16 @@ def test_schedules(experiment, decay, end):
   rate = dataclasses.replace(experiment.optim, decay=decay, peak_lr=2.0, warmup_steps=10).schedule(100)
   assert float(rate(0)) == pytest.approx(0.2) and float(rate(9)) == pytest.approx(2.0) and float(rate(99)) == pytest.approx(2 * end)
   assert all(float(rate(i)) >= float(rate(i + 1)) - 1e-6 for i in range(9, 99))
+
+
+def test_an_encoder_is_trained_and_has_no_state(text, tmp_path):
+  """Blocks that read in both directions carry nothing: the table of costs and the summary say so instead of failing."""
+  from conftest import tiny
+
+  from ssmlab.mixers.bidirectional import Bidirectional
+  from ssmlab.mixers.rglru import TINY
+  from ssmlab.train.cost import costs
+  model = dataclasses.replace(tiny(text).model, pattern=(Bidirectional(TINY),), depth=1)
+  experiment = dataclasses.replace(tiny(text), model=model)
+  assert dict(costs(experiment))['state per sequence'].startswith('none')
+  assert loop.run(experiment, tmp_path / 'r', quiet=True)['state_bytes'] is None
