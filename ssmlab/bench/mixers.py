@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,15 @@ from ssmlab.core.config import UserError
 from ssmlab.core.params import init
 
 
-def run(models: dict[str, Any], lengths: Sequence[int], repeats: int = 3, batch: int = 1) -> list[dict[str, Any]]:
+def run(models: dict[str, Any], lengths: Sequence[int], tokens: int = 16384, repeats: int = 3) -> list[bench.Row]:
   """One row per model's first mixer and length.
 
   models: name -> LM; the mixer is measured alone, at the model's width, float32 parameters, random inputs.
-  Columns: microseconds per token of forward, of forward + backward (best of `repeats`), and of one decoding step after `length` tokens;
-  training_MiB: temporary memory of the compiled gradient; state_bytes per sequence; flops: forward FLOPs per token by arithmetic.
+  tokens: in a batch, the same at every length (but one sequence at least), so that lengths differ in nothing but the length: a longer
+    batch would also leave the processor's caches.
+  Columns: microseconds per token of forward and of forward + backward (best of `repeats`); of one decoding step of one sequence after
+  `length` tokens; training_MiB: temporary memory of the compiled gradient; state_bytes per sequence; flops: forward FLOPs per token by
+  arithmetic.
   """
   rows = []
   for name, model in models.items():
@@ -26,7 +30,8 @@ def run(models: dict[str, Any], lengths: Sequence[int], repeats: int = 3, batch:
     params = init(jax.random.key(0), mixer.params(model.width))
     params = jax.tree.map(lambda a: a + 0.01, params)                              # matrices that start at zero would be too easy
     for length in lengths:
-      rows.append(dict(mixer=name, width=model.width, length=length, **_measure(mixer, params, model.width, batch, length, repeats)))
+      batch = max(tokens // length, 1)
+      rows.append(dict(mixer=name, width=model.width, batch=batch, length=length, **_measure(mixer, params, model.width, batch, length, repeats)))
   return rows
 
 
@@ -35,37 +40,55 @@ def _measure(mixer, params, width: int, batch: int, length: int, repeats: int) -
   forward = jax.jit(lambda params, x: mixer.apply(params, x)[0]).lower(params, x).compile()
   loss = lambda params, x: jnp.mean(mixer.apply(params, x)[0] ** 2)
   gradient = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile()
-  state = mixer.init_state(width, batch, length + 1)
-  _, state = jax.jit(mixer.apply)(params, x, state)
-  step = jax.jit(mixer.apply).lower(params, x[:, :1], state).compile()
+  _, state = jax.jit(mixer.apply)(params, x[:1], mixer.init_state(width, 1, length + 1))
+  step = jax.jit(mixer.apply).lower(params, x[:1, :1], state).compile()
   per_token = 1e6 / (batch * length)
   return dict(
       forward_us=per_token * bench.seconds(lambda: forward(params, x), repeats),
       training_us=per_token * bench.seconds(lambda: gradient(params, x), repeats),
-      decode_us=1e6 / batch * bench.seconds(lambda: step(params, x[:, :1], state), 20 * repeats),
+      decode_us=1e6 * bench.seconds(lambda: step(params, x[:1, :1], state), 50 * repeats),
       training_MiB=gradient.memory_analysis().temp_size_in_bytes / 2 ** 20,
-      state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // batch,
+      state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
       flops=mixer.flops(width, length))
 
 
-def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-  """Time per token against length, one panel per use, one line per mixer."""
+PANELS = (('forward_us', 'prefill', 'microseconds per token'), ('training_us', 'forward + backward', 'microseconds per token'),
+          ('decode_us', 'one decoding step after `length` tokens', 'microseconds'), ('flops', 'forward FLOPs by arithmetic', 'per token'),
+          ('state_bytes', 'state', 'bytes per sequence'))
+
+
+def plot(rows: Sequence[bench.Row], path: pathlib.Path) -> None:
+  """Time, FLOPs and state against length, one panel per use, one line per mixer; attention is the thick black one."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
-  figure = Figure(figsize=(13, 4.6), layout='constrained')
+  figure = Figure(figsize=(15, 8.5), layout='constrained')
   FigureCanvasAgg(figure)
-  panels = (('forward_us', 'prefill'), ('training_us', 'forward + backward'), ('decode_us', 'one decoding step'), ('state_bytes', 'state'))
-  names = list(dict.fromkeys(row['mixer'] for row in rows))
-  for axes, (column, title) in zip(figure.subplots(1, len(panels)), panels):
+  names = sorted({row['mixer'] for row in rows})
+  *panels, last = figure.subplots(2, 3).flat
+  for axes, (column, title, unit) in zip(panels, PANELS):
     for index, name in enumerate(names):
       points = [(row['length'], row[column]) for row in rows if row['mixer'] == name]
-      axes.plot(*zip(*points), marker='o', ms=3, lw=1.3, color=f'C{index % 10}', ls=('-', '--', ':')[index // 10 % 3], label=name)
-    unit = 'bytes per sequence' if column == 'state_bytes' else 'microseconds per token'
+      style = dict(color=f'C{index % 10}', ls=('-', '--', ':')[index // 10 % 3], lw=1.2, marker='.')
+      if name == 'Attention':
+        style = dict(color='black', lw=3.5, marker='o', zorder=3)
+      axes.plot(*zip(*points), label=name, **style)
     axes.set(xscale='log', yscale='log', xlabel='length, tokens', ylabel=unit, title=title)
     axes.set_xscale('log', base=2)
     axes.grid(alpha=0.3)
-  figure.legend(*axes.get_legend_handles_labels(), loc='outside right upper', frameon=False, fontsize=8)
-  figure.savefig(path, dpi=120)
+  last.axis('off')
+  last.legend(*axes.get_legend_handles_labels(), ncols=3, loc='center', frameon=False, fontsize=10)
+  figure.savefig(path, dpi=100)
+
+
+def growth(rows: Sequence[bench.Row], start: int = 1024) -> list[bench.Row]:
+  """How each mixer's time and FLOPs per token grow from `start` tokens (or the shortest measured) to the longest: 1.0 is flat."""
+  result = []
+  for name in dict.fromkeys(row['mixer'] for row in rows):
+    of = sorted((row for row in rows if row['mixer'] == name), key=lambda row: row['length'])
+    first, last = next((row for row in of if row['length'] >= start), of[-1]), of[-1]
+    result.append(dict(mixer=name, lengths=f"{first['length']} -> {last['length']}") |
+                  {column.removesuffix('_us'): round(last[column] / first[column], 3) for column in ('forward_us', 'training_us', 'decode_us', 'flops')})
+  return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog='ssmlab bench mixers', description=__doc__)
   parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: experiments/quickstart*.py and *_small.py)')
   parser.add_argument('--lengths', type=int, nargs='+', default=[256, 1024, 4096, 16384], help='default %(default)s')
-  parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument('--batch', type=int, default=1)
+  parser.add_argument('--repeats', type=int, default=3, help='calls of which the fastest counts (default %(default)s)')
+  parser.add_argument('--tokens', type=int, default=16384, help='in a batch, at every length (default %(default)s)')
   parser.add_argument('-o', '--output', type=pathlib.Path, default=pathlib.Path('runs/bench_mixers'), help='folder for rows.csv, rows.json and mixers.png (default %(default)s)')
   options = parser.parse_args(argv)
   folder = pathlib.Path('experiments')
@@ -85,13 +108,16 @@ def main(argv: Sequence[str] | None = None) -> None:
   for file in files:
     model = resolve(load_experiment(str(file)), []).model
     name = type(model.blocks[0].mixer).__name__
-    for row in run({name: model}, options.lengths, options.repeats, options.batch):
+    for row in run({name: model}, options.lengths, options.tokens, options.repeats):
       rows.append(row)
-      print('  '.join(f'{value:>12.1f}' if isinstance(value, float) else f'{value!s:>12}' for value in row.values()), flush=True)
+      print(f"{name} {row['length']}", file=sys.stderr, flush=True)
   for name in ('rows.json', 'rows.csv'):
     bench.write(options.output / name, rows)
   plot(rows, options.output / 'mixers.png')
-  print(f'columns: {", ".join(rows[0])}; written to {options.output}')
+  print(bench.table(rows))
+  print('\ntime and FLOPs per token, longest over shortest:')
+  print(bench.table(growth(rows)))
+  print(f'\nwritten to {options.output}')
 
 
 if __name__ == '__main__':
