@@ -70,8 +70,11 @@ class MLSTM(Mixer):
     log_decay, log_write, m, stabiliser = stabilised_gates(
         jax.nn.log_sigmoid(self._gate(params, x, 'f')), self._gate(params, x, 'i'), None if state is None else state['stabiliser'], segment_ids)
     k = (k * jnp.exp(log_write)[..., None]).astype(v.dtype)
+    # The norm's gradient is orthogonal to what it norms, so that a read near zero, whose cotangent is large, leaves sums of large terms that
+    # cancel.  A loop over tokens rounds them more than products of scores do, in the worst draws ten times: short inputs too train in chunks.
     o, memory = linear_recurrence(q * self.head_dim ** -0.5, k, jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1), log_decay,
-                                  initial=None if state is None else state['memory'], segment_ids=segment_ids)
+                                  initial=None if state is None else state['memory'], segment_ids=segment_ids,
+                                  implementation='chunked' if state is None else 'auto')
     h = normalise(o[..., :-1] / self._denominator(o[..., -1].astype(m.dtype), m)[..., None], self.norm_eps)
     h = h.astype(x.dtype).reshape(batch, time, -1) * params['norm_scale']
     y = (jax.nn.sigmoid(x @ params['w_g']) * h) @ params['w_o']

@@ -128,3 +128,21 @@ def test_the_7b_layers_shapes():
   assert mixer.params(4096)['w_v'].shape == (4096, 4096) and mixer.params(4096)['w_q'].shape == (4096, 2048)
   state = jax.eval_shape(lambda: mixer.init_state(4096, 1, 8))
   assert state['memory'].shape == (1, 8, 256, 513) and state['stabiliser'].shape == (1, 8)
+
+
+def test_gradients_of_short_inputs_are_no_noisier_than_products_of_scores():
+  """float32 against float64 over 200 draws of 16 tokens, mean of the largest errors: 4e-6, and 1.2e-5 by a loop over tokens."""
+  mixer, draws = MLSTM(heads=2, head_dim=8), 200
+  random = np.random.default_rng(0)
+  scale = lambda p: 0.2 if p.ndim == 1 else p.shape[0] ** -0.5
+  params = {name: scale(p) * random.normal(size=(draws, *p.shape)) + (name == 'norm_scale')
+            for name, p in init(jax.random.key(0), mixer.params(32)).items()}
+  given = jax.tree.map(np.float32, (params, random.normal(size=(draws, 2, 16, 32)), random.normal(size=(draws, 2, 16, 32))))
+  gradient = jax.jit(jax.vmap(jax.grad(lambda p, x, weights: jnp.sum(mixer.apply(p, x)[0] * weights))))
+  mine = gradient(*given)
+  with jax.enable_x64(True):
+    true = jax.tree.map(np.asarray, gradient(*jax.tree.map(np.float64, given)))
+  for name in ('w_q', 'w_k'):
+    over = lambda x: np.abs(x).max(axis=(1, 2))
+    error = over(np.asarray(mine[name]) - true[name]) / over(true[name])
+    assert error.mean() < 7e-6, (name, error.mean())
