@@ -66,8 +66,8 @@ class Mamba3(Mixer):
     for name in 'bc':                            # biases and norms: the authors exempt dt_bias and D only, by name; we exempt all alike
       tree[f'{name}_bias'] = Param((heads, self.state), ('heads', 'state'), one, weight_decay=False)
       tree[f'{name}_norm'] = vector(self.state, None, one)
-    tree |= dict(dt_bias=vector(heads, 'heads', inits.log_uniform(1e-3, 0.1, after=_inverse_softplus), full_precision=True),
-                 d=vector(heads, 'heads', one), w_out=Param((inner, width), ('inner', 'width'), _out))
+    tree |= dict(dt_bias=vector(heads, 'heads', inits.log_uniform(1e-3, 0.1, after=_bias), full_precision=True),
+                 d=vector(heads, 'heads', one), w_out=Param((inner, width), ('inner', 'width'), inits.over_root_depth(inits.torch_linear())))
     return tree | (dict(norm_scale=vector(inner, 'inner', one)) if self.out_norm else {})
 
   def init_state(self, width: int, batch: int, max_length: int):
@@ -131,15 +131,9 @@ def _trapezoidal(q, k, v, log_decay, gamma, late, state, segment_ids):
   return o, dict(ssm=ssm, k=last(k, 'k'), v=last(v, 'v'))
 
 
-def _inverse_softplus(dt):
+def _bias(dt):
   """The bias whose softplus is dt; the authors' floor on dt is 1e-4."""
-  dt = jnp.maximum(dt, 1e-4)
-  return dt + jnp.log(-jnp.expm1(-dt))
-
-
-def _out(key, shape, layer):
-  """PyTorch's Linear over sqrt(depth)."""
-  return inits.torch_linear()(key, shape, layer) / math.sqrt(layer.count)
+  return inits.softplus_inverse(jnp.maximum(dt, 1e-4))
 
 
 TINY = Mamba3(head_dim=8, state=8, groups=2, out_norm=True)
