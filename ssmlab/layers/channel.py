@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import token_shift
 
 ACTIVATIONS = {
@@ -65,10 +66,10 @@ class GatedMLP(ChannelMixer):
     return tree
 
   def apply(self, params, x, state=None, *, segment_ids=None):
-    gate, up = x @ params['w_gate'], x @ params['w_up']
+    gate, up = project(x, params['w_gate']), project(x, params['w_up'])
     if self.bias:
       gate, up = gate + params['b_gate'], up + params['b_up']
-    y = (_activation(self.activation)(gate) * up) @ params['w_down']
+    y = project(_activation(self.activation)(gate) * up, params['w_down'])
     return y + params['b_down'] if self.bias else y, state
 
 
@@ -137,7 +138,7 @@ _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def _key_and_receptance(params, x_k, x_r):
-  return x_k @ params['w_key'], x_r @ params['w_receptance']
+  return project(x_k, params['w_key']), project(x_r, params['w_receptance'])
 
 
 def _receptance_gated(params, key, receptance):
@@ -166,5 +167,5 @@ class RWKV7ChannelMix(ChannelMixer):
   def apply(self, params, x, state=None, *, segment_ids=None):
     before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
     mixed = x + (before - x) * params['x_k']
-    y = jnp.square(jax.nn.relu(mixed @ params['w_key'])) @ params['w_value']
+    y = project(jnp.square(jax.nn.relu(project(mixed, params['w_key']))), params['w_value'])
     return y, None if state is None else dict(shift=last.astype(jnp.float32))

@@ -9,6 +9,7 @@ from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
 from ssmlab.layers.norms import rms_normalise
 from ssmlab.ops.delta_rule import delta_rule
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import short_convolution
 
 START = inits.xavier_uniform(2 ** -2.5)     # of every matrix in the authors' layers
@@ -64,10 +65,10 @@ class DeltaMemory:
     """x [batch, time, width] -> ([batch, time, inner], state after or None).  log_decay: as for ops.delta_rule."""
     qkv, tails = [], {}
     for name, heads in dict(q=self.heads, k=self.heads, v=self.value_heads).items():
-      y, tail = short_convolution(x @ params[f'w_{name}'], params[f'conv_{name}'], None, None if state is None else state['conv'][name], segment_ids)
+      y, tail = short_convolution(project(x, params[f'w_{name}']), params[f'conv_{name}'], None, None if state is None else state['conv'][name], segment_ids)
       qkv.append(jax.nn.silu(y).reshape(*x.shape[:2], heads, -1))
       tails[name] = tail.astype(jnp.float32)
-    beta = jax.nn.sigmoid(x @ params['w_b']) * (2.0 if self.allow_neg_eigval else 1.0)
+    beta = jax.nn.sigmoid(project(x, params['w_b'])) * (2.0 if self.allow_neg_eigval else 1.0)
     o, memory = delta_rule(*qkv, beta, log_decay, initial=None if state is None else state['memory'], segment_ids=segment_ids)
     o = (rms_normalise(o, self.eps) * params['norm_scale']).reshape(*x.shape[:2], -1)
     return o, None if state is None else dict(memory=memory, conv=tails)

@@ -6,6 +6,7 @@ import jax
 
 from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,5 +29,5 @@ class GLU:
   def apply(self, params, x: jax.Array) -> jax.Array:
     """x [..., width] -> the same."""
     a = jax.nn.gelu(x, approximate=not self.torch)
-    gate = jax.nn.sigmoid(a @ params['w_gate'] + params['b_gate'])
-    return (a if self.half else a @ params['w_out'] + params['b_out']) * gate
+    gate = jax.nn.sigmoid(project(a, params['w_gate']) + params['b_gate'])
+    return (a if self.half else project(a, params['w_out']) + params['b_out']) * gate

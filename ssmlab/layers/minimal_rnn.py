@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import short_convolution
 
 
@@ -45,4 +46,4 @@ class ResidualConvolution:
   def apply(self, params, x: jax.Array, tail=None, segment_ids: jax.Array | None = None):
     """x [batch, time, width] -> (the same, next tail in float32)."""
     y, tail = short_convolution(x, params['conv'], params['b_conv'], tail, segment_ids)
-    return x + y @ params['w_mix'] + params['b_mix'], tail.astype(jnp.float32)
+    return x + project(y, params['w_mix']) + params['b_mix'], tail.astype(jnp.float32)

@@ -14,6 +14,7 @@ from ssmlab.layers.norms import RMSNorm
 from ssmlab.mixers import Mixer
 from ssmlab.ops import rotary, segments
 from ssmlab.ops.attention import attend, attend_cached, init_cache
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Attention(Mixer):
     return super().flops(width, length) + 4 * self.heads * self.head_dim * seen
 
   def _map(self, params, x, name: str):
-    y = x @ params[f'w_{name}']
+    y = project(x, params[f'w_{name}'])
     return y + params[f'b_{name}'] if self.bias else y
 
   def _heads(self, params, x, name: str, heads: int):
@@ -103,7 +104,7 @@ class Attention(Mixer):
     y = y.reshape(batch, time, -1)
     if self.gate:
       y = y * jax.nn.sigmoid(self._map(params, x, 'g'))
-    y = y @ params['w_o']
+    y = project(y, params['w_o'])
     return y + params['b_o'] if self.output_bias else y, state
 
 

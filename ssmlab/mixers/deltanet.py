@@ -9,6 +9,7 @@ import jax
 from ssmlab.core.params import Param
 from ssmlab.layers.delta_memory import START, DeltaMemory
 from ssmlab.mixers import Mixer
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,8 @@ class DeltaNet(Mixer):
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
     o, after = self._memory.apply(params, x, None, state, segment_ids)
     if self.gate:
-      o = o * jax.nn.silu(x @ params['w_g'])
-    return o @ params['w_o'], after
+      o = o * jax.nn.silu(project(x, params['w_g']))
+    return project(o, params['w_o']), after
 
 
 TINY = DeltaNet(heads=2, head_dim=6, value_dim=4)

@@ -14,6 +14,7 @@ from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
 from ssmlab.layers.delta_memory import START, DeltaMemory
 from ssmlab.mixers import Mixer
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,9 @@ class GatedDeltaNet(Mixer):
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
     wide = params['A_log'].dtype
-    log_decay = -jnp.exp(params['A_log']) * jax.nn.softplus((x @ params['w_a']).astype(wide) + params['dt_bias'])
+    log_decay = -jnp.exp(params['A_log']) * jax.nn.softplus(project(x, params['w_a']).astype(wide) + params['dt_bias'])
     o, after = self._memory.apply(params, x, log_decay, state, segment_ids)
-    return (o * jax.nn.silu(x @ params['w_g'])) @ params['w_o'], after
+    return project(o * jax.nn.silu(project(x, params['w_g'])), params['w_o']), after
 
 
 TINY = GatedDeltaNet(heads=2, head_dim=4, value_heads=4, value_dim=6)

@@ -12,6 +12,7 @@ from ssmlab.core.params import Param, vector
 from ssmlab.layers.norms import rms_normalise
 from ssmlab.mixers import Mixer
 from ssmlab.ops import linear_recurrence
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +51,13 @@ class GLA(Mixer):
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
     batch, time, _ = x.shape
     split = lambda y: y.reshape(batch, time, self.heads, -1)
-    q, k, v = (split(x @ params[f'w_{name}']) for name in 'qkv')
-    logits = (x @ params['w_a1'] @ params['w_a2']).astype(params['b_a'].dtype) + params['b_a']
+    q, k, v = (split(project(x, params[f'w_{name}'])) for name in 'qkv')
+    logits = project(project(x, params['w_a1']), params['w_a2']).astype(params['b_a'].dtype) + params['b_a']
     log_decay = jax.nn.log_sigmoid(logits) / self.temperature
     o, memory = linear_recurrence(q * self.head_dim ** -0.5, k, v, split(log_decay), initial=None if state is None else state['memory'],
                                   segment_ids=segment_ids)
     o = (rms_normalise(o, self.eps) * params['norm_scale']).reshape(batch, time, -1)
-    return (o * jax.nn.silu(x @ params['w_g'])) @ params['w_o'], None if state is None else dict(memory=memory)
+    return project(o * jax.nn.silu(project(x, params['w_g'])), params['w_o']), None if state is None else dict(memory=memory)
 
 
 TINY = GLA(heads=2, head_dim=4, value_dim=6, rank=4)

@@ -19,6 +19,7 @@ from ssmlab.core.params import Param, vector
 from ssmlab.layers.norms import rms_normalise
 from ssmlab.mixers import Mixer
 from ssmlab.ops import linear_recurrence
+from ssmlab.ops.projection import project
 
 SMALLEST_BOUND = 1e-30     # stands for 0 under the logarithm: the least forget gate, far below what a float32 state can tell from 0
 
@@ -67,11 +68,11 @@ class HGRN2(Mixer):
     below = signals['forget_bound']
     rise = (1 - below) * jax.nn.sigmoid(params['rise'])
     bound = (below + jnp.where(signals['has_forget_bound'], rise, 0.0)).astype(below.dtype)
-    log_forget, k = _gate((x @ params['w_f']).astype(below.dtype), bound)
-    q, v = jax.nn.silu(x @ params['w_q']), x @ params['w_v']
+    log_forget, k = _gate(project(x, params['w_f']).astype(below.dtype), bound)
+    q, v = jax.nn.silu(project(x, params['w_q'])), project(x, params['w_v'])
     o, memory = linear_recurrence(split(q), split(k), split(v), split(log_forget), initial=None if state is None else state['memory'],
                                   segment_ids=segment_ids)
-    y = (rms_normalise(o.reshape(batch, time, -1), self.eps) * params['norm_scale']) @ params['w_o']
+    y = project(rms_normalise(o.reshape(batch, time, -1), self.eps) * params['norm_scale'], params['w_o'])
     signals = signals | dict(forget_bound=bound, has_forget_bound=jnp.ones((), bool))
     return y, None if state is None else dict(memory=memory), signals
 

@@ -13,6 +13,7 @@ from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
 from ssmlab.layers.delta_memory import START, DeltaMemory
 from ssmlab.mixers import Mixer
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +55,10 @@ class KDA(Mixer):
     return super().flops(width, length) + self._memory.flops()
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
-    steps = jax.nn.softplus((x @ params['w_f1'] @ params['w_f2']).astype(params['dt_bias'].dtype) + params['dt_bias'])
+    steps = jax.nn.softplus(project(project(x, params['w_f1']), params['w_f2']).astype(params['dt_bias'].dtype) + params['dt_bias'])
     log_decay = -jnp.exp(params['A_log'])[:, None] * steps.reshape(*x.shape[:2], self.heads, -1)
     o, after = self._memory.apply(params, x, log_decay, state, segment_ids)
-    return (o * jax.nn.sigmoid(x @ params['w_g1'] @ params['w_g2'])) @ params['w_o'], after
+    return project(o * jax.nn.sigmoid(project(project(x, params['w_g1']), params['w_g2'])), params['w_o']), after
 
 
 TINY = KDA(heads=2, head_dim=4, value_dim=6)

@@ -11,6 +11,7 @@ from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
 from ssmlab.mixers import Mixer
 from ssmlab.ops import linear_recurrence
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class LinearAttention(Mixer):
     return super().flops(width, length) + 4 * self.heads * self.head_dim * (self._value + 1)
 
   def _map(self, params, x, name: str):
-    y = x @ params[f'w_{name}']
+    y = project(x, params[f'w_{name}'])
     return y + params[f'b_{name}'] if self.bias else y
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):

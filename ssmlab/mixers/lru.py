@@ -14,6 +14,7 @@ from ssmlab.core.params import Param, vector
 from ssmlab.layers.glu import GLU
 from ssmlab.mixers import Mixer
 from ssmlab.ops import diagonal_recurrence
+from ssmlab.ops.projection import project
 
 RATE = 0.25      # of Lambda, gamma and B: the factor of three of the six tasks in table 9 (0.1 to 0.5)
 OUTPUT = GLU()
@@ -65,7 +66,7 @@ class LRU(Mixer):
     h, last = diagonal_recurrence((size * jnp.cos(phase), size * jnp.sin(phase)), write,
                                   None if state is None else (state['real'], state['imaginary']), segment_ids)
     real, imaginary = (part.astype(x.dtype) for part in h)
-    y = OUTPUT.apply(params, real @ params['w_c'][0] - imaginary @ params['w_c'][1] + params['d'] * x)
+    y = OUTPUT.apply(params, project(real, params['w_c'][0]) - project(imaginary, params['w_c'][1]) + params['d'] * x)
     return y, None if state is None else dict(real=last[0], imaginary=last[1])
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
 from ssmlab.mixers import Mixer
+from ssmlab.ops.projection import project
 from ssmlab.ops.selective_scan import selective_scan
 from ssmlab.ops.short_convolution import short_convolution
 
@@ -62,13 +63,13 @@ class Mamba1(Mixer):
     return super().flops(width, length) + 6 * self.expand * width * self.state
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
-    project = lambda params, y, name: y @ params[f'w_{name}'] + (params[f'b_{name}'] if self.bias else 0)
-    u, dt, b, c, tail = _recomputed(_selection)(params, project(params, x, 'x'), None if state is None else state['conv'], segment_ids)
+    affine = lambda params, y, name: project(y, params[f'w_{name}']) + (params[f'b_{name}'] if self.bias else 0)
+    u, dt, b, c, tail = _recomputed(_selection)(params, affine(params, x, 'x'), None if state is None else state['conv'], segment_ids)
     y, last = selective_scan(u, dt, -jnp.exp(params['a_log']), b, c, None if state is None else state['ssm'], segment_ids)
 
     def read(params, y, u, z):
-      return project(params, (y.astype(x.dtype) + params['d'] * u) * jax.nn.silu(z), 'out')
-    y = _recomputed(read)(params, y, u, project(params, x, 'z'))
+      return affine(params, (y.astype(x.dtype) + params['d'] * u) * jax.nn.silu(z), 'out')
+    y = _recomputed(read)(params, y, u, affine(params, x, 'z'))
     return y, None if state is None else dict(ssm=last, conv=tail.astype(jnp.float32))
 
 
@@ -82,8 +83,8 @@ def _selection(params, x, tail, segment_ids):
   u, tail = short_convolution(x, params['conv'], params.get('b_conv'), tail, segment_ids)
   u = jax.nn.silu(u)
   wide = params['a_log'].dtype
-  b, c = ((u @ params[name]).astype(wide) for name in ('w_b', 'w_c'))
-  dt = jax.nn.softplus((u @ params['w_rank'] @ params['w_dt']).astype(wide) + params['dt_bias'])
+  b, c = (project(u, params[name]).astype(wide) for name in ('w_b', 'w_c'))
+  dt = jax.nn.softplus(project(project(u, params['w_rank']), params['w_dt']).astype(wide) + params['dt_bias'])
   return u, dt, b, c, tail
 
 

@@ -15,6 +15,7 @@ from ssmlab.core.params import Param, vector
 from ssmlab.layers.norms import rms_normalise
 from ssmlab.mixers import Mixer
 from ssmlab.ops import linear_recurrence
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import short_convolution
 
 
@@ -73,23 +74,23 @@ class Mamba2(Mixer):
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
     batch, time, width = x.shape
     heads, after = self.heads(width), {}
-    project = lambda y, name: y @ params[f'w_{name}'] + (params[f'b_{name}'] if self.bias else 0)
+    affine = lambda y, name: project(y, params[f'w_{name}']) + (params[f'b_{name}'] if self.bias else 0)
 
     def convolved(name):
-      y, tail = short_convolution(project(x, name), params[f'conv_{name}'], params.get(f'b_conv_{name}'),
+      y, tail = short_convolution(affine(x, name), params[f'conv_{name}'], params.get(f'b_conv_{name}'),
                                   None if state is None else state[f'conv_{name}'], segment_ids)
       after[f'conv_{name}'] = tail.astype(jnp.float32)
       return jax.nn.silu(y)
     v = convolved('x').reshape(batch, time, heads, self.head_dim)
     shared = convolved('bc').reshape(batch, time, 2, self.groups, self.state)
     b, c = shared[:, :, 0], shared[:, :, 1]
-    dt = jax.nn.softplus(project(x, 'dt').astype(params['dt_bias'].dtype) + params['dt_bias'])
+    dt = jax.nn.softplus(affine(x, 'dt').astype(params['dt_bias'].dtype) + params['dt_bias'])
     dt = jnp.clip(dt, self.dt_lowest, self.dt_highest)
     o, after['ssm'] = linear_recurrence(c, b, dt[..., None].astype(v.dtype) * v, -dt * jnp.exp(params['a_log']),
                                         initial=None if state is None else state['ssm'], segment_ids=segment_ids)
-    gated = (o + params['d'][:, None] * v).reshape(batch, time, -1) * jax.nn.silu(project(x, 'z'))
+    gated = (o + params['d'][:, None] * v).reshape(batch, time, -1) * jax.nn.silu(affine(x, 'z'))
     y = rms_normalise(gated.reshape(batch, time, self.groups, -1), self.eps).reshape(batch, time, -1) * params['norm_scale']
-    return project(y, 'out'), None if state is None else after
+    return affine(y, 'out'), None if state is None else after
 
 
 TINY = Mamba2(head_dim=8, state=6, groups=2, dt_lowest=0.01, dt_highest=0.2, bias=True)

@@ -16,6 +16,7 @@ from ssmlab.core.params import Param, vector
 from ssmlab.layers.norms import rms_normalise
 from ssmlab.mixers import Mixer
 from ssmlab.ops import diagonal_recurrence, linear_recurrence, segments
+from ssmlab.ops.projection import project
 from ssmlab.ops.rotary import turn
 from ssmlab.ops.short_convolution import token_shift
 
@@ -82,23 +83,23 @@ class Mamba3(Mixer):
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
     batch, time, width = x.shape
     heads, wide = self.heads(width), params['dt_bias'].dtype
-    v = (x @ params['w_x']).reshape(batch, time, heads, self.head_dim)
-    dt = jax.nn.softplus((x @ params['w_dt']).astype(wide) + params['dt_bias'])
-    log_decay = -dt * jnp.maximum(jax.nn.softplus((x @ params['w_a']).astype(wide)), self.lowest_rate)
-    lam = jax.nn.sigmoid((x @ params['w_lam']).astype(wide))
-    step = math.pi * jnp.tanh((x @ params['w_angle']).astype(wide))
+    v = project(x, params['w_x']).reshape(batch, time, heads, self.head_dim)
+    dt = jax.nn.softplus(project(x, params['w_dt']).astype(wide) + params['dt_bias'])
+    log_decay = -dt * jnp.maximum(jax.nn.softplus(project(x, params['w_a']).astype(wide)), self.lowest_rate)
+    lam = jax.nn.sigmoid(project(x, params['w_lam']).astype(wide))
+    step = math.pi * jnp.tanh(project(x, params['w_angle']).astype(wide))
     phi, angle = diagonal_recurrence(1.0, dt[..., None] * step[:, :, None], None if state is None else state['angle'], segment_ids)
     k, q = (turn(self._projected(params, x, name), phi, interleaved=True) for name in 'bc')
     o, carried = _trapezoidal(q, k, v, log_decay, dt * lam, dt * (1 - lam), state, segment_ids)
     o = o + params['d'][:, None] * v
     if self.out_norm:
       o = rms_normalise(o, self.eps) * params['norm_scale'].reshape(heads, -1)
-    y = (o.reshape(batch, time, -1) * jax.nn.silu(x @ params['w_z'])) @ params['w_out']
+    y = project(o.reshape(batch, time, -1) * jax.nn.silu(project(x, params['w_z'])), params['w_out'])
     return y, None if state is None else carried | dict(angle=jnp.mod(angle, 2 * math.pi))
 
   def _projected(self, params, x, name: str):
     """B or C before the rotation, [batch, time, heads, state]."""
-    y = (x @ params[f'w_{name}']).reshape(*x.shape[:2], self.groups, self.state)
+    y = project(x, params[f'w_{name}']).reshape(*x.shape[:2], self.groups, self.state)
     y = rms_normalise(y, self.eps) * params[f'{name}_norm']
     return jnp.repeat(y, len(params[f'{name}_bias']) // self.groups, axis=2) + params[f'{name}_bias']
 

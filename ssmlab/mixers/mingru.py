@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ssmlab.layers.minimal_rnn import ResidualConvolution, linear, positive
 from ssmlab.mixers import Mixer
 from ssmlab.ops import diagonal_recurrence
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,10 @@ class MinGRU(Mixer):
     after, wide = {}, jnp.promote_types(x.dtype, jnp.float32)
     if self.conv_width:
       x, after['conv'] = ResidualConvolution(self.conv_width).apply(params['mix'], x, None if state is None else state['conv'], segment_ids)
-    candidate, gate = ((x @ params[f'w_{name}'] + params[f'b_{name}']).astype(wide) for name in 'hz')
+    candidate, gate = ((project(x, params[f'w_{name}']) + params[f'b_{name}']).astype(wide) for name in 'hz')
     h, after['h'] = diagonal_recurrence(jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * positive(candidate),
                                         None if state is None else state['h'], segment_ids)
-    return h.astype(x.dtype) @ params['w_out'] + params['b_out'], None if state is None else after
+    return project(h.astype(x.dtype), params['w_out']) + params['b_out'], None if state is None else after
 
 
 TINY = MinGRU(expand=1.5, conv_width=3)

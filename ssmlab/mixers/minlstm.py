@@ -14,6 +14,7 @@ from ssmlab.core.params import vector
 from ssmlab.layers.minimal_rnn import ResidualConvolution, linear, positive
 from ssmlab.mixers import Mixer
 from ssmlab.ops import diagonal_recurrence
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +60,10 @@ class MinLSTM(Mixer):
     after, wide = {}, jnp.promote_types(x.dtype, jnp.float32)
     if self.conv_width:
       x, after['conv'] = ResidualConvolution(self.conv_width).apply(params['mix'], x, None if state is None else state['conv'], segment_ids)
-    candidate, forget, write = ((x @ params[f'w_{name}'] + params[f'b_{name}']).astype(wide) for name in 'hfi')
+    candidate, forget, write = ((project(x, params[f'w_{name}']) + params[f'b_{name}']).astype(wide) for name in 'hfi')
     forget, write = self._gates(forget, write)
     h, after['h'] = diagonal_recurrence(forget, write * positive(candidate), None if state is None else state['h'], segment_ids)
-    return h.astype(x.dtype) @ params['w_out'] + params['b_out'], None if state is None else after
+    return project(h.astype(x.dtype), params['w_out']) + params['b_out'], None if state is None else after
 
   def _gates(self, forget, write):
     """f' and i' from their logits.  f' = sigmoid(log f - log i): where both gates are closed, f / (f + i) would be 0 / 0."""

@@ -17,6 +17,7 @@ from ssmlab.core.params import Param, vector
 from ssmlab.layers.norms import normalise
 from ssmlab.mixers import Mixer
 from ssmlab.ops import linear_recurrence
+from ssmlab.ops.projection import project
 from ssmlab.ops.stabilised_gates import stabilised_gates
 
 FORGET_BIAS = (3.0, 6.0)
@@ -66,7 +67,7 @@ class MLSTM(Mixer):
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
     batch, time, _ = x.shape
-    q, k, v = ((x @ params[f'w_{name}']).reshape(batch, time, self.heads, -1) for name in 'qkv')
+    q, k, v = (project(x, params[f'w_{name}']).reshape(batch, time, self.heads, -1) for name in 'qkv')
     log_decay, log_write, m, stabiliser = stabilised_gates(
         jax.nn.log_sigmoid(self._gate(params, x, 'f')), self._gate(params, x, 'i'), None if state is None else state['stabiliser'], segment_ids)
     k = (k * jnp.exp(log_write)[..., None]).astype(v.dtype)
@@ -77,7 +78,7 @@ class MLSTM(Mixer):
                                   implementation='chunked' if state is None else 'auto')
     h = normalise(o[..., :-1] / self._denominator(o[..., -1].astype(m.dtype), m)[..., None], self.norm_eps)
     h = h.astype(x.dtype).reshape(batch, time, -1) * params['norm_scale']
-    y = (jax.nn.sigmoid(x @ params['w_g']) * h) @ params['w_o']
+    y = project(jax.nn.sigmoid(project(x, params['w_g'])) * h, params['w_o'])
     return y, None if state is None else dict(memory=memory, stabiliser=stabiliser)
 
   def _gate(self, params, x, name: str):

@@ -18,6 +18,7 @@ from ssmlab.core.params import Param
 from ssmlab.layers.norms import rms_normalise
 from ssmlab.mixers import Mixer
 from ssmlab.ops import linear_recurrence, rotary, segments
+from ssmlab.ops.projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +69,15 @@ class Retention(Mixer):
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
     batch, time, _ = x.shape
     split = lambda y, size: y.reshape(batch, time, self.heads, size)
-    q, k = split(x @ params['w_q'], self.head_dim), split(x @ params['w_k'], self.head_dim) * self.head_dim ** -0.5
-    v, gate = split(x @ params['w_v'], self._value), jax.nn.silu(x @ params['w_g'])
+    q, k = split(project(x, params['w_q']), self.head_dim), split(project(x, params['w_k']), self.head_dim) * self.head_dim ** -0.5
+    v, gate = split(project(x, params['w_v']), self._value), jax.nn.silu(project(x, params['w_g']))
     positions, position = segments.positions(segment_ids, time, jnp.zeros((batch,), jnp.int32) if state is None else state['position'])
     radians = self.theta ** -np.linspace(0, 1, self.head_dim // 2)                 # the code's: 1 included
     q, k = (rotary.rotate(y, positions, radians.astype(np.float32), interleaved=True) for y in (q, k))
     log_decay = jnp.broadcast_to(jnp.asarray(self.log_decay, jnp.promote_types(x.dtype, jnp.float32)), (batch, time, self.heads))
     o, retained = linear_recurrence(q, k, v, log_decay, initial=None if state is None else state['retained'], segment_ids=segment_ids)
     o = o * jax.lax.rsqrt(self.scale(positions))[..., None].astype(o.dtype)
-    y = (rms_normalise(o, self.eps).reshape(batch, time, -1) * gate) @ params['w_o']
+    y = project(rms_normalise(o, self.eps).reshape(batch, time, -1) * gate, params['w_o'])
     return y, None if state is None else dict(retained=retained, position=position)
 
 

@@ -13,6 +13,7 @@ from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
 from ssmlab.mixers import Mixer
 from ssmlab.ops import diagonal_recurrence, segments
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import short_convolution
 
 LARGEST_SQRT_DERIVATIVE = 1000.0
@@ -70,14 +71,14 @@ class RGLRU(Mixer):
                 position=jnp.zeros((batch,), jnp.int32))
 
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
-    side = jax.nn.gelu(x @ params['w_y'] + params['b_y'], approximate=True)
-    u, tail = short_convolution(x @ params['w_x'] + params['b_x'], params['conv'], params['b_conv'],
+    side = jax.nn.gelu(project(x, params['w_y']) + params['b_y'], approximate=True)
+    u, tail = short_convolution(project(x, params['w_x']) + params['b_x'], params['conv'], params['b_conv'],
                                 None if state is None else state['conv'], segment_ids)
     carried = jnp.zeros(x.shape[:1], jnp.int32) if state is None else state['position']
     positions, position = segments.positions(segment_ids, x.shape[1], carried)
     a, b = self._gates(params, u, positions == 0)
     h, last = diagonal_recurrence(a, b, None if state is None else state['h'], segment_ids)
-    y = (h.astype(x.dtype) * side) @ params['w_out'] + params['b_out']
+    y = project(h.astype(x.dtype) * side, params['w_out']) + params['b_out']
     return y, None if state is None else dict(h=last, conv=tail.astype(jnp.float32), position=position)
 
   def _gates(self, params, u, first):

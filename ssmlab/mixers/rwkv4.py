@@ -16,6 +16,7 @@ from ssmlab.core import inits
 from ssmlab.core.params import Layer, Param, vector
 from ssmlab.mixers import Mixer
 from ssmlab.ops.max_stabilised import weighted_average
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import token_shift
 
 
@@ -49,7 +50,7 @@ class RWKV4(Mixer):
     def projected(params, x, previous, segment_ids):
       before, last = token_shift(x, previous, segment_ids)
       mixed = {name: x * params[f'mix_{name}'] + before * (1 - params[f'mix_{name}']) for name in 'kvr'}
-      return *(mixed[name] @ params[f'w_{name}'] for name in 'kvr'), last
+      return *(project(mixed[name], params[f'w_{name}']) for name in 'kvr'), last
     k, v, r, last = _recomputed(projected)(params, x, None if state is None else state['shift'], segment_ids)
     initial = None if state is None else (state['numerator'], state['denominator'], state['exponent'])
     wkv, (numerator, denominator, exponent) = weighted_average(k, v, -jnp.exp(params['decay']), params['bonus'], initial, segment_ids)

@@ -14,6 +14,7 @@ from ssmlab.core.params import Layer, Param, vector
 from ssmlab.layers.norms import normalise
 from ssmlab.mixers import Mixer
 from ssmlab.ops import linear_recurrence
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import token_shift
 
 
@@ -53,12 +54,12 @@ class RWKV5(Mixer):
     batch, time, width = x.shape
     before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
     mixed = {name: x * params[f'mix_{name}'] + before * (1 - params[f'mix_{name}']) for name in 'rkvg'}
-    r, k, v, g = (mixed[name] @ params[f'w_{name}'] for name in 'rkvg')
+    r, k, v, g = (project(mixed[name], params[f'w_{name}']) for name in 'rkvg')
     split = lambda y: y.reshape(batch, time, width // self.head_dim, self.head_dim)
     o, wkv = linear_recurrence(split(r), split(k), split(v), -jnp.exp(params['decay']), bonus=params['bonus'],
                                initial=None if state is None else state['wkv'], segment_ids=segment_ids)
     o = normalise(o, self.eps).reshape(batch, time, width) * params['norm_scale'] + params['norm_bias']
-    y = (o * jax.nn.silu(g)) @ params['w_o']
+    y = project(o * jax.nn.silu(g), params['w_o'])
     return y, None if state is None else dict(wkv=wkv, shift=last.astype(jnp.float32))
 
 

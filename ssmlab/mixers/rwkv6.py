@@ -16,6 +16,7 @@ from ssmlab.core.params import Layer, Param, vector
 from ssmlab.layers.norms import normalise
 from ssmlab.mixers import Mixer
 from ssmlab.ops import linear_recurrence
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import token_shift
 
 MIXED = 'wkvrg'                                             # in the order of the checkpoints' time_maa_w1 and time_maa_w2
@@ -66,23 +67,23 @@ class RWKV6(Mixer):
     batch, time, width = x.shape
     before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
     mixed = self._mixed(params, x, before - x)
-    r, k, v, g = (mixed[name] @ params[f'w_{name}'] for name in 'rkvg')
+    r, k, v, g = (project(mixed[name], params[f'w_{name}']) for name in 'rkvg')
     split = lambda y: y.reshape(batch, time, width // self.head_dim, self.head_dim)
     o, wkv = linear_recurrence(split(r), split(k), split(v), split(self._log_decay(params, mixed['w'])), bonus=params['bonus'],
                                initial=None if state is None else state['wkv'], segment_ids=segment_ids)
     o = normalise(o, self.eps).reshape(batch, time, width) * params['norm_scale'] + params['norm_bias']
-    y = (o * jax.nn.silu(g)) @ params['w_o']
+    y = project(o * jax.nn.silu(g), params['w_o'])
     return y, None if state is None else dict(wkv=wkv, shift=last.astype(jnp.float32))
 
   def _mixed(self, params, x, difference):
     """The data-dependent mixes with the previous token ("ddlerp"), one for each of MIXED."""
-    low_rank = jnp.tanh((x + difference * params['x_x']) @ params['mix1']).reshape(*x.shape[:2], len(MIXED), self.rank_mix)
+    low_rank = jnp.tanh(project(x + difference * params['x_x'], params['mix1'])).reshape(*x.shape[:2], len(MIXED), self.rank_mix)
     mixes = jnp.einsum('btnr,nrd->nbtd', low_rank, params['mix2'])
     return {name: x + difference * (params[f'x_{name}'] + mix) for name, mix in zip(MIXED, mixes)}
 
   def _log_decay(self, params, x):
     """log w = -exp(w0 + tanh(x w1) w2), in float32: w is close to 1, which bfloat16 cannot tell from 1."""
-    low_rank = jnp.tanh(x @ params['w1']) @ params['w2']
+    low_rank = project(jnp.tanh(project(x, params['w1'])), params['w2'])
     return -jnp.exp(params['w0'] + low_rank.astype(params['w0'].dtype))
 
 

@@ -16,6 +16,7 @@ from ssmlab.core.params import Layer, Param, vector
 from ssmlab.layers.norms import normalise, unit
 from ssmlab.mixers import Mixer
 from ssmlab.ops import linear_recurrence
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import token_shift
 
 LOWEST_LOG_DECAY = -math.exp(-0.5)
@@ -90,11 +91,11 @@ class RWKV7(Mixer):
     batch, time, width = x.shape
     before, last = token_shift(x, None if state is None else state['shift'], segment_ids)
     mixed = {name: x + (before - x) * params[f'x_{name}'] for name in SHIFTED}
-    r, k, v = (mixed[name] @ params[f'w_{name}'] for name in 'rkv')
+    r, k, v = (project(mixed[name], params[f'w_{name}']) for name in 'rkv')
     log_decay = self._log_decay(params, mixed['w'])
-    rate = jax.nn.sigmoid(params['a0'] + mixed['a'] @ params['a1'] @ params['a2'])       # in-context learning rate
-    gate = jax.nn.sigmoid(mixed['g'] @ params['g1']) @ params['g2']
-    towards_first = jax.nn.sigmoid(params['v0'] + mixed['v'] @ params['v1'] @ params['v2'])
+    rate = jax.nn.sigmoid(params['a0'] + project(project(mixed['a'], params['a1']), params['a2']))       # in-context learning rate
+    gate = project(jax.nn.sigmoid(project(mixed['g'], params['g1'])), params['g2'])
+    towards_first = jax.nn.sigmoid(params['v0'] + project(project(mixed['v'], params['v1']), params['v2']))
     later, first = signals['has_first_value'], signals['first_value']
     signals = signals | dict(first_value=jnp.where(later, first, v), has_first_value=jnp.ones((), bool))
     v = jnp.where(later, v + (first - v) * towards_first, v)
@@ -106,12 +107,12 @@ class RWKV7(Mixer):
                                initial=None if state is None else state['wkv'], segment_ids=segment_ids)
     o = normalise(o, self.eps).reshape(batch, time, width) * params['norm_scale'] + params['norm_bias']
     bonus = jnp.sum(r * k * params['r_k'], axis=-1, keepdims=True) * v
-    y = ((o + bonus.reshape(batch, time, width)) * gate) @ params['w_o']
+    y = project((o + bonus.reshape(batch, time, width)) * gate, params['w_o'])
     return y, None if state is None else dict(wkv=wkv, shift=last.astype(jnp.float32)), signals
 
   def _log_decay(self, params, x):
     """log w = -e^(-1/2) sigmoid(w0 + tanh(x w1) w2), in float32: w is close to 1, which bfloat16 cannot tell from 1."""
-    low_rank = jnp.tanh(x @ params['w1']) @ params['w2']
+    low_rank = project(jnp.tanh(project(x, params['w1'])), params['w2'])
     return LOWEST_LOG_DECAY * jax.nn.sigmoid(params['w0'] + low_rank.astype(params['w0'].dtype))
 
 

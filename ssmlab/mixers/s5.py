@@ -18,6 +18,7 @@ from ssmlab.layers.glu import GLU
 from ssmlab.mixers import Mixer
 from ssmlab.ops import diagonal_recurrence
 from ssmlab.ops.discretisation import bilinear, zero_order_hold
+from ssmlab.ops.projection import project
 
 RATE = 0.25      # of Lambda, dt and B: 1 / lr_factor of the authors' text task (run_lra_imdb.sh; 1 to 5 elsewhere)
 OUTPUT = GLU(half=True)
@@ -104,7 +105,7 @@ class S5(Mixer):
     h, last = diagonal_recurrence(decay, (factor[0] * u - factor[1] * v, factor[0] * v + factor[1] * u),
                                   None if state is None else (state['real'], state['imaginary']), segment_ids)
     h_real, h_imag = (part.astype(x.dtype) for part in h)
-    y = h_real @ params['w_c'][0] - h_imag @ params['w_c'][1]
+    y = project(h_real, params['w_c'][0]) - project(h_imag, params['w_c'][1])
     y = OUTPUT.apply(params, (2 * y if self.conjugate else y) + params['d'] * x)
     return y, None if state is None else dict(real=last[0], imaginary=last[1])
 

@@ -19,6 +19,7 @@ from ssmlab.layers.norms import normalise
 from ssmlab.mixers import Mixer
 from ssmlab.ops import rotary, segments
 from ssmlab.ops.inner_descent import inner_descent
+from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import short_convolution
 
 START = inits.normal(0.02)          # of every matrix, the inner model's first weights included
@@ -79,7 +80,7 @@ class TTTLinear(Mixer):
   def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
     batch, time, _ = x.shape
     split = lambda y: y.reshape(batch, time, self.heads, self.head_dim)
-    qk = x @ params['w_qk']
+    qk = project(x, params['w_qk'])
     convolved = lambda name: short_convolution(qk, params[f'conv_{name}'], params[f'b_conv_{name}'],
                                                None if state is None else state['conv'], segment_ids)
     (q, tail), (k, _) = convolved('q'), convolved('k')
@@ -87,14 +88,14 @@ class TTTLinear(Mixer):
     positions, position = segments.positions(segment_ids, time, carried)
     radians = rotary.frequencies(self.head_dim, self.theta)
     q, k = (rotary.rotate(split(y), positions % self.mini_batch, radians, interleaved=True) for y in (q, k))
-    rate = self.base_rate / self.head_dim * jax.nn.sigmoid(x @ params['w_rate'] + params['b_rate'])
+    rate = self.base_rate / self.head_dim * jax.nn.sigmoid(project(x, params['w_rate']) + params['b_rate'])
     places = jnp.arange(1, self.mini_batch + 1, dtype=params['place_rate'].dtype)
-    z, inner = inner_descent(q, k, split(x @ params['w_v']) - k, rate, jnp.maximum(1 / places + params['place_rate'], 0), positions,
+    z, inner = inner_descent(q, k, split(project(x, params['w_v'])) - k, rate, jnp.maximum(1 / places + params['place_rate'], 0), positions,
                              *(params[f'inner_{name}'] for name in ('weight', 'bias', 'scale', 'shift')), self.eps,
                              initial=None if state is None else state['inner'], segment_ids=segment_ids)
     o = q + (params['inner_scale'] * normalise(z, self.eps) + params['inner_shift']).astype(q.dtype)
     o = normalise(o.reshape(batch, time, -1), self.eps) * params['norm_scale'] + params['norm_bias']
-    y = (jax.nn.gelu(x @ params['w_g'], approximate=True) * o) @ params['w_o']
+    y = project(jax.nn.gelu(project(x, params['w_g']), approximate=True) * o, params['w_o'])
     return y, None if state is None else dict(inner=inner, conv=tail.astype(jnp.float32), position=position)
 
 
