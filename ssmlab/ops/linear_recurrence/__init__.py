@@ -41,7 +41,7 @@ def linear_recurrence(
   implementation: 'sequential' is the definition, a `lax.scan` over tokens; 'associative' a `lax.associative_scan` that holds a state per
     token (with a and b a transition matrix per token), for tests and short inputs; 'chunked' is matrix products over chunks of tokens,
     safe for any decay, whose gradient stores inputs and chunk boundary states only; 'auto' is sequential up to 16 tokens and chunked
-    beyond.  'chunked' has a reverse-mode gradient only.
+    beyond, but on a CPU sequential where nothing is differentiated.  'chunked' has a reverse-mode gradient only.
   chunk: tokens per chunk of the chunked form, rounded up to a power of two; None chooses.
 
   Returns o [batch, time, heads, value] in v's dtype and the final state [batch, heads, key, value] in float32.  Arithmetic is float32
@@ -91,7 +91,8 @@ def _chosen(time: int, tokens: dict) -> str:
   """What 'auto' takes."""
   if time <= _SEQUENTIAL:
     return 'sequential'
-  return 'loop forward' if jax.default_backend() == 'cpu' and (_by_channel(tokens['log_decay']) or tokens['a'] is not None) else 'chunked'
+  shared = tokens['q'].shape[2] < tokens['v'].shape[2] and tokens['a'] is None and not _by_channel(tokens['log_decay'])
+  return 'loop forward' if jax.default_backend() == 'cpu' and not shared else 'chunked'
 
 
 def _by_channel(log_decay: jax.Array | None) -> bool:
@@ -112,8 +113,9 @@ _loop_forward.defvjp(_loop_forward_rule, lambda pull, cotangents: pull(cotangent
 
 
 # Forward alone the loop is level with chunks up to 16 tokens (batch 4, 4 heads of 64: 0.19 against 0.21 ms at 16; 0.28 against 0.57 with a and
-# b) and behind in the gradient (2.5 against 0.5 ms); short calls are decoding.  At 2048 tokens, forward alone, the loop takes 49 against 62 ms
-# with vector decay, 72 against 92 with a and b, 45 against 30 with scalar decay.  2 cores CPU, busy, November 2026.
+# b) and behind in the gradient (2.5 against 0.5 ms); short calls are decoding.  At 4 x 2048 tokens, forward alone, the loop takes 19 against 33 ms
+# with scalar decay, 30 against 48 with vector decay, 47 against 66 with a and b; where 8 heads share keys of 128, 20 against 12 at 4 x 512.
+# 2 cores CPU, November 2026.
 _SEQUENTIAL = 16
 
 

@@ -39,9 +39,9 @@ def chunked(tokens: Arrays, bonus: jax.Array | None, initial: jax.Array, chunk: 
 def _sizes(tokens: Arrays) -> tuple[int, int]:
   """(chunk, group).  Larger chunks mean more arithmetic per token and fewer states, larger groups fewer and larger operations.
 
-  Measured forward + backward at batch 4, 4 heads of 64, length 2048, float32, 2 cores CPU, busy, November 2026, with chunks of 16 / 32 / 64:
-  scalar 133 / 109 / 92 ms, vector 160 / 155 / 199, with a and b 219 / 231 / 335 (token loop 690, 700, 790 at the same time); groups of 4
-  chunks gain nothing there.  The sizes for accelerators are not measured.
+  Measured forward + backward at batch 4, 4 heads of 64, length 2048, float32, 2 cores CPU, November 2026, with chunks of 16 / 32 / 64 / 128:
+  scalar - / 81 / 77 / 104 ms, vector 160 / 155 / 199 / -, with a and b 219 / 231 / 335 / - (busy); groups of 4 chunks gain nothing there.
+  The sizes for accelerators are not measured.
   """
   if jax.default_backend() != 'cpu':
     return 64, 8
