@@ -142,7 +142,7 @@ def _key_and_receptance(params, x_k, x_r):
 
 
 def _receptance_gated(params, key, receptance):
-  value = _recomputed(lambda w, key: jnp.square(jax.nn.relu(key)) @ w)(params['w_value'], key)
+  value = _recomputed(lambda w, key: project(jnp.square(jax.nn.relu(key)), w))(params['w_value'], key)
   return _recomputed(lambda receptance, value: jax.nn.sigmoid(receptance) * value)(receptance, value)
 
 

@@ -54,7 +54,7 @@ class RWKV4(Mixer):
     k, v, r, last = _recomputed(projected)(params, x, None if state is None else state['shift'], segment_ids)
     initial = None if state is None else (state['numerator'], state['denominator'], state['exponent'])
     wkv, (numerator, denominator, exponent) = weighted_average(k, v, -jnp.exp(params['decay']), params['bonus'], initial, segment_ids)
-    y = _recomputed(lambda w, r, wkv: (jax.nn.sigmoid(r) * wkv) @ w)(params['w_o'], r, wkv)
+    y = _recomputed(lambda w, r, wkv: project(jax.nn.sigmoid(r) * wkv, w))(params['w_o'], r, wkv)
     return y, None if state is None else dict(numerator=numerator, denominator=denominator, exponent=exponent, shift=last.astype(jnp.float32))
 
 
