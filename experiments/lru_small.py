@@ -1,5 +1,7 @@
 """The linear recurrent unit (LRU) at the quick start's size, data and budget.  Architecture: arXiv 2303.06349.
 
+The paper's recipes classify long sequences (Long Range Arena): no task of this lab yet.
+
 python -m ssmlab.launch experiments/lru_small.py
 """
 

@@ -1,5 +1,7 @@
 """S4D at the quick start's size, data and budget.  Architecture: arXiv 2206.11893.
 
+The paper's recipes classify long sequences (Long Range Arena and speech): no task of this lab yet.
+
 python -m ssmlab.launch experiments/s4d_small.py
 """
 

@@ -1,5 +1,7 @@
 """S5 at the quick start's size, data and budget.  Architecture: arXiv 2208.04933.
 
+The paper's recipes classify long sequences (Long Range Arena and speech): no task of this lab yet.
+
 python -m ssmlab.launch experiments/s5_small.py
 """
 
