@@ -94,14 +94,14 @@ def growth(rows: Sequence[bench.Row], start: int = 1024) -> list[bench.Row]:
 def main(argv: Sequence[str] | None = None) -> None:
   from ssmlab.launch import load_experiment, resolve
   parser = argparse.ArgumentParser(prog='ssmlab bench mixers', description=__doc__)
-  parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: experiments/quickstart*.py and *_small.py)')
+  parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: experiments/quickstart*.py and *_small.py, but no hybrids)')
   parser.add_argument('--lengths', type=int, nargs='+', default=[256, 1024, 4096, 16384], help='default %(default)s')
   parser.add_argument('--repeats', type=int, default=3, help='calls of which the fastest counts (default %(default)s)')
   parser.add_argument('--tokens', type=int, default=16384, help='in a batch, at every length (default %(default)s)')
   parser.add_argument('-o', '--output', type=pathlib.Path, default=pathlib.Path('runs/bench_mixers'), help='folder for rows.csv, rows.json and mixers.png (default %(default)s)')
   options = parser.parse_args(argv)
   folder = pathlib.Path('experiments')
-  files = [pathlib.Path(name) for name in options.experiments] or sorted({*folder.glob('quickstart*.py'), *folder.glob('*_small.py')})
+  files = [pathlib.Path(name) for name in options.experiments] or sorted({*folder.glob('quickstart*.py'), *folder.glob('*_small.py')} - {*folder.glob('hybrid_*')})
   if not files:
     raise UserError('no experiments/ here; name the files to measure')
   rows = []
