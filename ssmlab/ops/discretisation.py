@@ -28,6 +28,9 @@ def bilinear(real: jax.Array, imaginary: jax.Array, dt: jax.Array) -> tuple[Pair
 
   Arguments as for zero_order_hold; real < 0.  S5, arXiv 2208.04933, appendix A.1.
   """
-  half, turn = 0.5 * real * dt, 0.5 * imaginary * dt
-  below = (1 - half) ** 2 + turn * turn
-  return ((1 - half * half - turn * turn) / below, 2 * turn / below), (dt * (1 - half) / below, dt * turn / below)
+  along, turn = 1 - 0.5 * real * dt, 0.5 * imaginary * dt
+  size = jnp.maximum(along, jnp.abs(turn))                   # squares of numbers beyond 1e19 would overflow
+  scaled, turned = along / size, turn / size
+  below = (scaled * scaled + turned * turned) * size
+  inverse = scaled / below, turned / below                   # 1 / (1 - lambda dt / 2)
+  return (2 * inverse[0] - 1, 2 * inverse[1]), (dt * inverse[0], dt * inverse[1])
