@@ -1,0 +1,62 @@
+"""What the long filters share."""
+
+import math
+from typing import Any
+
+import jax
+
+from ssmlab.ops.causal_convolution import causal_convolution
+from ssmlab.ops.causal_convolution.streaming import FORMS, init_stream, stream
+
+
+class LongFilter:
+  """Base of the long filters; see the package's docstring."""
+
+  max_length: int | None = None
+
+  def apply(self, params, u: jax.Array, state: Any = None, segment_ids: jax.Array | None = None) -> tuple[jax.Array, Any]:
+    """sum over j <= t of taps[t - j] u[j], and the state after the tokens (None without one)."""
+    return self.convolve(self.kernel(params, u.shape[1], state), u, state, segment_ids)
+
+
+def filter_or(given: LongFilter | None, default: LongFilter) -> LongFilter:
+  """`given`, or `default` for None.  Raises ValueError where it is no filter."""
+  if given is not None and not isinstance(given, LongFilter):
+    raise ValueError(f'filter={given!r} is not a long filter (ssmlab.layers.filters) or None')
+  return default if given is None else given
+
+
+class TappedFilter(LongFilter):
+  """A filter that is known by its taps, up to l_max of them.  Subclasses are dataclasses with the fields l_max and form."""
+
+  def __post_init__(self):
+    if self.l_max < 1:
+      raise ValueError(f'{type(self).__name__}: l_max={self.l_max} must be at least 1')
+    if self.form not in FORMS:
+      raise ValueError(f'{type(self).__name__}: form={self.form!r} is not one of {", ".join(FORMS)}')
+
+  @property
+  def max_length(self) -> int:
+    return self.l_max
+
+  def within(self, length: int) -> int:
+    """`length`, which must not exceed l_max."""
+    if length > self.l_max:
+      raise ValueError(f'{type(self).__name__}: {length} tokens, but the filter reaches l_max={self.l_max}')
+    return length
+
+  def init_state(self, channels: int, batch: int, max_length: int, shared: tuple[int, ...] = ()):
+    return init_stream(batch, min(max_length, self.l_max), (channels, *shared), self.form)
+
+  def kernel(self, params, time: int, state=None) -> jax.Array:
+    self.within(time)
+    return self.taps(params, time if state is None else min(state['inputs'].shape[1], self.l_max))
+
+  def convolve(self, kernel: jax.Array, u: jax.Array, state=None, segment_ids: jax.Array | None = None):
+    if state is None:
+      return causal_convolution(u, kernel, segment_ids=segment_ids), None
+    return stream(state, u, kernel, segment_ids=segment_ids, form=self.form)
+
+  def flops(self, channels: int, length: int, shared: int = 1) -> float:
+    """The filter's own making, and the FFTs' 5 n log2 n each way (Hyena's appendix A.2), a multiply-add being two."""
+    return self.generation_flops(channels) + 10 * channels * shared * math.log2(max(length, 2))
