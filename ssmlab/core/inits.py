@@ -40,6 +40,15 @@ def residual(std: float):
   return draw
 
 
+def into_and_out(inner: int, std: float | None, depth_scaled: bool):
+  """Initialisers of a branch's first maps and of its last one, from `inner` channels back to the residual stream.
+
+  std: of the normal; None: 1 / sqrt(in).  depth_scaled: the last one is divided by sqrt(2 layers).
+  """
+  last = inner ** -0.5 if std is None else std
+  return fan_in() if std is None else normal(std), residual(last) if depth_scaled else normal(last)
+
+
 def xavier_uniform(gain: float = 1.0):
   """U(-r, r), r = gain * sqrt(6 / (in + out))."""
   def draw(key, shape, layer):

@@ -5,6 +5,7 @@ The contract is the mixer's (ssmlab.mixers): params(width), init_state(width, ba
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,24 @@ ACTIVATIONS = {
     'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
     'relu': jax.nn.relu,
     'relu_squared': lambda x: jnp.square(jax.nn.relu(x)),
+    'tanh': jnp.tanh,
 }
 
 
+def drop(x: jax.Array, share: float, key: jax.Array | None) -> jax.Array:
+  """Dropout: zero with probability `share`, else x / (1 - share); x itself without a key.  arXiv 1207.0580."""
+  if key is None or not share:
+    return x
+  return jnp.where(jax.random.bernoulli(key, 1 - share, x.shape), x / (1 - share), jnp.zeros((), x.dtype))
+
+
 class ChannelMixer:
-  """Base of the channel mixers; without state unless a subclass says otherwise."""
+  """Base of the channel mixers; without state unless a subclass says otherwise.
+
+  dropout: above 0 where `apply` takes a `key`, without which nothing is dropped.
+  """
+
+  dropout = 0.0
 
   def init_state(self, width: int, batch: int):
     return {}
@@ -34,7 +48,8 @@ class ChannelMixer:
     return 2 * sum(p.size for p in jax.tree.leaves(self.params(width), is_leaf=lambda x: isinstance(x, Param)) if len(p.shape) > 1)
 
 
-def _activation(name: str):
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+  """The function of that name; ValueError naming the allowed ones."""
   if name not in ACTIVATIONS:
     raise ValueError(f'activation {name!r} is not one of {", ".join(ACTIVATIONS)}')
   return ACTIVATIONS[name]
@@ -45,31 +60,67 @@ class GatedMLP(ChannelMixer):
   """(act(x W_gate) * (x W_up)) W_down.  GLU Variants Improve Transformer, arXiv 2002.05202, eq. 6.
 
   hidden: width inside.  activation: 'silu' (Llama), 'gelu_tanh' (Gemma), 'gelu', 'relu', 'relu_squared'.
-  bias: a bias on each of the three maps.  uniform: PyTorch's uniform start instead of the depth-scaled normal (RetNet).
+  bias: a bias on each of the three maps; output_bias: on the last one, whatever `bias` says (MosaicBERT).
+  uniform: PyTorch's uniform start instead of the normal (RetNet).  start, depth_scaled: of the normal, as for Attention.
+  dropout: share of the inner channels that is dropped where a key is given.
   """
   hidden: int
   activation: str = 'silu'
   bias: bool = False
+  output_bias: bool = False
   uniform: bool = False
+  start: float | None = None
+  depth_scaled: bool = True
+  dropout: float = 0.0
 
   def __post_init__(self):
-    _activation(self.activation)
+    activation(self.activation)
 
   def params(self, width: int):
-    into = inits.torch_linear() if self.uniform else inits.fan_in()
-    out = inits.torch_linear() if self.uniform else inits.residual(self.hidden ** -0.5)
+    into, out = inits.into_and_out(self.hidden, self.start, self.depth_scaled)
+    if self.uniform:
+      into = out = inits.torch_linear()
     tree = dict(w_gate=Param((width, self.hidden), ('width', 'hidden'), into),
                 w_up=Param((width, self.hidden), ('width', 'hidden'), into),
                 w_down=Param((self.hidden, width), ('hidden', 'width'), out))
     if self.bias:
-      tree |= dict(b_gate=vector(self.hidden, 'hidden'), b_up=vector(self.hidden, 'hidden'), b_down=vector(width, None))
-    return tree
+      tree |= dict(b_gate=vector(self.hidden, 'hidden'), b_up=vector(self.hidden, 'hidden'))
+    return tree | (dict(b_down=vector(width, None)) if self.bias or self.output_bias else {})
 
-  def apply(self, params, x, state=None, *, segment_ids=None):
+  def apply(self, params, x, state=None, *, segment_ids=None, key=None):
     gate, up = project(x, params['w_gate']), project(x, params['w_up'])
     if self.bias:
       gate, up = gate + params['b_gate'], up + params['b_up']
-    y = project(_activation(self.activation)(gate) * up, params['w_down'])
+    y = project(drop(activation(self.activation)(gate) * up, self.dropout, key), params['w_down'])
+    return y + params['b_down'] if self.bias or self.output_bias else y, state
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP(ChannelMixer):
+  """act(x W_up + b_up) W_down + b_down.  Attention Is All You Need, arXiv 1706.03762, eq. 2; with GELU in GPT-2 and BERT.
+
+  hidden: width inside.  activation: 'gelu' (BERT), 'gelu_tanh' (GPT-2), 'relu', 'relu_squared', 'silu'.  bias: on both maps.
+  start, depth_scaled: as for Attention.  dropout: share of the inner channels that is dropped where a key is given.
+  """
+  hidden: int
+  activation: str = 'gelu'
+  bias: bool = True
+  start: float | None = None
+  depth_scaled: bool = True
+  dropout: float = 0.0
+
+  def __post_init__(self):
+    activation(self.activation)
+
+  def params(self, width: int):
+    into, out = inits.into_and_out(self.hidden, self.start, self.depth_scaled)
+    tree = dict(w_up=Param((width, self.hidden), ('width', 'hidden'), into), w_down=Param((self.hidden, width), ('hidden', 'width'), out))
+    return tree | (dict(b_up=vector(self.hidden, 'hidden'), b_down=vector(width, None)) if self.bias else {})
+
+  def apply(self, params, x, state=None, *, segment_ids=None, key=None):
+    up = project(x, params['w_up'])
+    up = activation(self.activation)(up + params['b_up'] if self.bias else up)
+    y = project(drop(up, self.dropout, key), params['w_down'])
     return y + params['b_down'] if self.bias else y, state
 
 

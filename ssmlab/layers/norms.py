@@ -54,13 +54,19 @@ class RMSNorm:
 
 @dataclasses.dataclass(frozen=True)
 class LayerNorm:
-  """scale * (x - mean) / sqrt(variance + eps) + bias.  Layer Normalization, arXiv 1607.06450, eq. 4."""
+  """scale * (x - mean) / sqrt(variance + eps) + bias.  Layer Normalization, arXiv 1607.06450, eq. 4.
+
+  bias: False leaves the last term out (ModernBERT).
+  """
   eps: float = 1e-5
+  bias: bool = True
 
   def params(self, width: int):
-    return dict(scale=vector(width, None, inits.constant(1.0)), bias=vector(width, None))
+    scale = dict(scale=vector(width, None, inits.constant(1.0)))
+    return scale | dict(bias=vector(width, None)) if self.bias else scale
 
   def apply(self, params, x: jax.Array) -> jax.Array:
     """x [..., width] -> the same."""
     wide = normalise(_wide(x), self.eps)
-    return (wide * params['scale'].astype(wide.dtype) + params['bias'].astype(wide.dtype)).astype(x.dtype)
+    wide = wide * params['scale'].astype(wide.dtype)
+    return (wide + params['bias'].astype(wide.dtype) if self.bias else wide).astype(x.dtype)

@@ -1,3 +1,4 @@
 """Networks."""
 
+from ssmlab.models.encoder import Encoder
 from ssmlab.models.lm import LM, Block
