@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from ssmlab.core.config import UserError
+from ssmlab.models.encoder import Encoder
 from ssmlab.models.lm import LM
 
 Arrays = Mapping[str, np.ndarray]
@@ -47,6 +48,12 @@ def shaped(*shape: int) -> Turn:
   return Turn(np.ravel, lambda x: x.reshape(shape))
 
 
+def joined(parts: int, transposed: bool = False) -> Turn:
+  """Their tensor holds several of ours side by side along the outputs, e.g. q, k and v.  transposed: as torch's Linear has it, [out, in]."""
+  turn = np.transpose if transposed else _same
+  return Turn(lambda x: tuple(np.split(turn(x), parts, axis=-1)), lambda *ours: turn(np.concatenate(ours, axis=-1)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
   """theirs: key, or several keys that make one entry.  ours: path with '/', or several.
@@ -67,36 +74,32 @@ class Format:
   """One system's files.
 
   recognise: (config or None, tensors) -> whether the files are of this system.
-  model: (config, tensors) -> LM; raises UserError or ValueError for what we cannot compute.  rules: of this model's parameters.
+  model: (config, tensors) -> LM or Encoder; raises UserError or ValueError for what we cannot compute.  rules: of this model's parameters.
   config: the authors' config of a model, None where files hold tensors only; raises UserError for a model that they have no words for.
   head: key of the head's weight, which may stand in the files although it is tied.
   ignored: regular expressions of keys that hold nothing to load.
   constants: tensors in the files that are no parameters: checked on import, written on export.
   states: (model, tokens read) -> rules between the authors' decoding state and ours.
+  renamed: the tensors under the keys of the rules, where files of several ages or classes say the same in other words.
   """
   recognise: Callable[[dict | None, Arrays], bool]
-  model: Callable[[dict, Arrays], LM]
-  rules: Callable[[LM], list[Rule]]
-  config: Callable[[LM], dict] | None = None
+  model: Callable[[dict, Arrays], LM | Encoder]
+  rules: Callable[[LM | Encoder], list[Rule]]
+  config: Callable[[LM | Encoder], dict] | None = None
   head: str = ''
   ignored: tuple[str, ...] = ()
   constants: Callable[[LM], dict[str, np.ndarray]] = lambda model: {}
   states: Callable[[LM, int], list[Rule]] = lambda model, tokens: []
+  renamed: Callable[[Arrays], Arrays] = _same
 
 
-def views(model: LM, tree) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def views(model: LM | Encoder, tree) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """What is outside the blocks, and every block from the bottom up, as {path: array}.
 
   tree: parameters, gradients or a state of the model, of numpy arrays; the arrays returned are views: writing to them fills the tree.
   """
-  outside = traverse_util.flatten_dict({k: v for k, v in tree.items() if k not in ('blocks', 'tail')}, sep='/')
-  period, repeats, layers = len(model.pattern), model.depth // len(model.pattern), []
-  for layer in range(model.depth):
-    repeat, place = divmod(layer, period)
-    block = tree['blocks' if repeat < repeats else 'tail'][str(place)]
-    flat = traverse_util.flatten_dict(block, sep='/')
-    layers.append({path: leaf[repeat, ...] for path, leaf in flat.items()} if repeat < repeats else flat)
-  return outside, layers
+  outside = traverse_util.flatten_dict({k: v for k, v in tree.items() if k not in ('lead', 'blocks', 'tail')}, sep='/')
+  return outside, [traverse_util.flatten_dict(block, sep='/') for block in model.layers(tree)]
 
 
 def _keys(names: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -202,9 +205,9 @@ def import_state(form: Format, model: LM, tensors: Arrays, tokens: int, max_leng
       continue
     if path.startswith('block '):
       raise UserError(f'the authors\' state does not hold {path}')
-  _, layers = views(model, tree)
-  for places in layers:
+  outside, layers = views(model, tree)
+  for places in (outside, *layers):
     for path, view in places.items():
-      if path.endswith('/position'):
+      if path.split('/')[-1] == 'position':
         view[...] = tokens
   return jax.tree.map(jnp.asarray, tree)

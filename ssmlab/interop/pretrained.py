@@ -12,8 +12,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ssmlab.core.config import UserError
-from ssmlab.interop import files, llama, mamba, mapping, qwen, recurrentgemma, retnet, rwkv, rwkv7, xlstm
+from ssmlab.interop import bert, files, gpt2, llama, mamba, mapping, modernbert, qwen, recurrentgemma, retnet, rwkv, rwkv7, xlstm
 from ssmlab.interop.mapping import Arrays, Format
+from ssmlab.models.encoder import Encoder
 from ssmlab.models.lm import LM
 
 FORMATS: dict[str, Format] = {
@@ -21,13 +22,15 @@ FORMATS: dict[str, Format] = {
     'retnet': retnet.FORMAT, 'rwkv7': rwkv7.FORMAT,
     'rwkv4-hf': rwkv.HF, 'rwkv4-pth': rwkv.V4, 'rwkv5': rwkv.V5, 'rwkv6': rwkv.V6,
     'mamba1': mamba.MAMBA1, 'mamba2': mamba.MAMBA2, 'mamba-ssm': mamba.OWN,
-    'xlstm': xlstm.FORMAT}
+    'xlstm': xlstm.FORMAT,
+    'gpt2': gpt2.FORMAT, 'bert': bert.BERT, 'roberta': bert.ROBERTA, 'mosaicbert': bert.MOSAICBERT, 'modernbert': modernbert.FORMAT}
 
 # Fields that say how training begins or how numbers are kept, and those that the tensors' shapes say anyway.
-NO_MATTER = ('start', 'size', 'uniform', 'key_start', 'gate_variance', 'input_bias', 'cache_dtype', 'kv_heads', 'value_dim', 'rank_w', 'rank_a', 'rank_v', 'rank_g')
+NO_MATTER = ('start', 'size', 'uniform', 'key_start', 'gate_variance', 'input_bias', 'cache_dtype', 'kv_heads', 'value_dim', 'rank_w', 'rank_a', 'rank_v', 'rank_g',
+             'depth_scaled', 'dropout', 'embedding_dropout', 'mixer_dropout', 'channel_dropout', 'activations', 'remat')
 
 
-def load_pretrained(path: str | pathlib.Path, format: str | None = None) -> tuple[LM, Any, dict[str, Any]]:
+def load_pretrained(path: str | pathlib.Path, format: str | None = None) -> tuple[LM | Encoder, Any, dict[str, Any]]:
   """(model, params, info) of a published checkpoint.
 
   path: a folder with config.json and *.safetensors, *.bin or *.pth (sharded or not), or one such file.  No code from it is run.
@@ -58,10 +61,11 @@ def form_of(name: str) -> Format:
   raise UserError(f'unknown format {name!r}; formats: {", ".join(FORMATS)}')
 
 
-def build(name: str, config: dict, tensors: Arrays, source: str) -> tuple[LM, Any, list[str]]:
+def build(name: str, config: dict, tensors: Arrays, source: str) -> tuple[LM | Encoder, Any, list[str]]:
   """(model, params, ignored keys) from the authors' config and tensors.  source: what messages call them."""
   form = form_of(name)
   try:
+    tensors = form.renamed(tensors)
     model = form.model(config, tensors)
     tree = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), model.shapes())
     rules = form.rules(model)
@@ -77,9 +81,9 @@ def build(name: str, config: dict, tensors: Arrays, source: str) -> tuple[LM, An
   return model, jax.tree.map(jnp.asarray, tree), ignored
 
 
-def _ignored(form: Format, model: LM, left: set[str]) -> list[str]:
+def _ignored(form: Format, model: LM | Encoder, left: set[str]) -> list[str]:
   """The keys left over, all of which must be known to hold nothing more."""
-  known = set(form.constants(model)) | ({form.head} if model.head.tied else set())
+  known = set(form.constants(model)) | ({form.head} if model.head and model.head.tied else set())
   unexpected = sorted(key for key in left - known if not any(re.fullmatch(pattern, key) for pattern in form.ignored))
   if unexpected:
     more = f' (and {len(unexpected) - 1} more)' if unexpected[1:] else ''
@@ -96,7 +100,7 @@ def _check_constants(ours: dict[str, np.ndarray], tensors: Arrays) -> None:
       raise UserError(f'tensor {key!r} differs from the constants that the model computes with')
 
 
-def export(model: LM, params, format: str) -> dict[str, np.ndarray]:
+def export(model: LM | Encoder, params, format: str) -> dict[str, np.ndarray]:
   """The authors' tensors, keys and layout, float32: bit for bit what was loaded."""
   form = form_of(format)
   rules = form.rules(model)
@@ -105,7 +109,7 @@ def export(model: LM, params, format: str) -> dict[str, np.ndarray]:
   return mapping.read(rules, model, params) | form.constants(model)
 
 
-def save_pretrained(path: str | pathlib.Path, model: LM, params, format: str, dtype: str = 'float32') -> None:
+def save_pretrained(path: str | pathlib.Path, model: LM | Encoder, params, format: str, dtype: str = 'float32') -> None:
   """Writes a folder that `load_pretrained` and the authors' code read: model.safetensors and, where the format has one, config.json.
 
   dtype: 'float32' | 'bfloat16' | 'float16', of the file.  Raises UserError for a model that the format cannot express.
@@ -116,12 +120,17 @@ def save_pretrained(path: str | pathlib.Path, model: LM, params, format: str, dt
   tensors = export(model, params, format)
   config = form.config(model) if form.config else {}
   again = form.model(config, tensors)
-  if any(not _alike(getattr(again, name), getattr(model, name)) for name in ('vocab', 'width', 'blocks', 'norm', 'embedding', 'head')):
+  if type(again) is not type(model) or any(not _alike(getattr(again, name), getattr(model, name)) for name in _function(model)):
     raise UserError(f'format {format} cannot express this model; it would come back as {again}')
   folder.mkdir(parents=True, exist_ok=True)
   save_file({key: array.astype(jnp.dtype(dtype)) for key, array in tensors.items()}, folder / 'model.safetensors', metadata=dict(format='pt'))
   if form.config:
     (folder / 'config.json').write_text(json.dumps(config | dict(torch_dtype=dtype), indent=2) + '\n', encoding='utf-8')
+
+
+def _function(model: LM | Encoder) -> list[str]:
+  """The attributes that decide what the model computes; blocks say what pattern, depth and channel are written for."""
+  return ['blocks', *(f.name for f in dataclasses.fields(model) if f.name not in ('pattern', 'depth', 'channel', *NO_MATTER))]
 
 
 def _alike(one, other) -> bool:

@@ -12,7 +12,7 @@ from ssmlab.eval.generate import generate
 from ssmlab.interop import mapping, pretrained
 
 # Systems whose table is torch's Embedding(padding_idx=pad_token_id), which gives that row no gradient from look-ups; the default id.
-PADDED = {'llama-hf': None, 'recurrentgemma-hf': 0}
+PADDED = {'llama-hf': None, 'recurrentgemma-hf': 0, 'bert-hf': 0, 'roberta-hf': 1, 'mosaicbert': 0, 'modernbert-hf': 50283}
 TOKENWISE = 3              # tokens read one by one where the file has no continuation
 
 

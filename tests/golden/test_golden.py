@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from compare import Golden, files
+from encoder import run_of
 from language_model import Run, has_adapter
 from missing import MISSING
 
@@ -17,7 +18,7 @@ def examine(golden: Golden, record) -> None:
     record('golden', dict(file=golden.name, note='no adapter yet'))
     return
   assert has_adapter(system), f'{golden.name} is of system {system!r}, which nobody knows'
-  run = Run(golden)
+  run = run_of(golden)
   with jax.default_matmul_precision('highest'):
     try:
       run.check()
