@@ -30,7 +30,7 @@ class Param:
 
   shape: sizes.  axes: one name (with a rule in core.mesh) or None per axis.
   init: function (key, shape, layer) -> float32 array.
-  weight_decay: whether the optimiser decays it.  rate: factor on the learning rate.
+  weight_decay: whether the optimiser decays it.  rate: factor on the learning rate; 0 for a constant that files hold.
   full_precision: stays float32 where activations are bfloat16 (decays, time constants, anything that is exponentiated).
   """
   shape: tuple[int, ...]
@@ -99,8 +99,8 @@ def shapes(tree, dtype=jnp.float32) -> Any:
 
 
 def size(tree) -> int:
-  """Number of scalars declared."""
-  return sum(p.size for p in jax.tree.leaves(tree, is_leaf=_leaf))
+  """Number of scalars that are learned: constants that are kept beside them (rate 0) do not count."""
+  return sum(p.size for p in jax.tree.leaves(tree, is_leaf=_leaf) if p.rate)
 
 
 def hints(tree, name: str) -> Any:
