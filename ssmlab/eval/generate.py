@@ -65,10 +65,10 @@ def _rows(prompt_tokens) -> list[np.ndarray]:
   return [np.asarray(row, np.int32).reshape(-1) for row in prompt_tokens]
 
 
-def _padded(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of unequal length -> tokens and segment ids, padded on the left to a power of two: few lengths are ever compiled."""
+def _padded(rows: list[np.ndarray], most: int | None) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of unequal length -> tokens and segment ids, padded on the left to a power of two, at most `most`: few lengths are ever compiled."""
   time = max(len(row) for row in rows)
-  time = 1 << max(time - 1, 0).bit_length()
+  time = min(1 << max(time - 1, 0).bit_length(), most or 2 ** 31)
   tokens, ids = np.zeros((len(rows), time), np.int32), np.zeros((len(rows), time), np.int32)
   for row, tok, seg in zip(rows, tokens, ids):
     tok[time - len(row):], seg[time - len(row):] = row, 1
@@ -86,7 +86,8 @@ def stream(model, params, prompt_tokens, max_new_tokens: int, *, temperature: fl
     raise ValueError('an empty prompt needs a state to continue from')
   if rows and max(rows, key=len).size and max(int(row.max()) for row in rows if row.size) >= model.vocab:
     raise ValueError(f'the prompt holds ids beyond the vocabulary of {model.vocab}')
-  tokens, ids = _padded(rows)
+  _check_length(model, max(len(row) for row in rows), max_new_tokens)
+  tokens, ids = _padded(rows, model.max_length)
   read, step = _compiled(model, Sampling(temperature, top_k, top_p))
   if state is None:
     state = model.init_state(len(rows), tokens.shape[1] + max_new_tokens)
@@ -102,6 +103,12 @@ def stream(model, params, prompt_tokens, max_new_tokens: int, *, temperature: fl
   for index in range(max_new_tokens):
     token, state = step(params, state, jax.random.fold_in(key, index))
     yield np.asarray(token), state
+
+
+def _check_length(model, prompt: int, new: int) -> None:
+  """What a model has filters or positions for bounds a document, whatever the state has room for."""
+  if model.max_length is not None and prompt + new > model.max_length:
+    raise ValueError(f'a prompt of {prompt} tokens and {new} new ones are more than the {model.max_length} that the model can read')
 
 
 def _check_room(state, new: int) -> None:

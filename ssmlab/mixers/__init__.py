@@ -23,9 +23,11 @@ class Mixer:
   """Base of the sequence mixers: what is optional in the contract.
 
   has_state: whether init_state gives one; an encoder's mixer has none.
+  max_length: most tokens of one document that can be read, None without a bound.
   """
 
   has_state = True
+  max_length = None
 
   def flops(self, width: int, length: int) -> float:
     """Forward FLOPs per token at a context of `length` tokens, a multiply-add being two.  Here the matrices; subclasses add the rest."""
