@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ssmlab.core.config import UserError
-from ssmlab.interop import bert, files, gpt2, llama, mamba, mapping, modernbert, qwen, recurrentgemma, retnet, rwkv, rwkv7, xlstm
+from ssmlab.interop import bert, files, gpt2, hyena, llama, mamba, mapping, modernbert, qwen, recurrentgemma, retnet, rwkv, rwkv7, xlstm
 from ssmlab.interop.mapping import Arrays, Format
 from ssmlab.models.encoder import Encoder
 from ssmlab.models.lm import LM
@@ -23,11 +23,13 @@ FORMATS: dict[str, Format] = {
     'rwkv4-hf': rwkv.HF, 'rwkv4-pth': rwkv.V4, 'rwkv5': rwkv.V5, 'rwkv6': rwkv.V6,
     'mamba1': mamba.MAMBA1, 'mamba2': mamba.MAMBA2, 'mamba-ssm': mamba.OWN,
     'xlstm': xlstm.FORMAT,
+    'hyena-lm': hyena.HYENA, 'h3-lm': hyena.H3_FORMAT,
     'gpt2': gpt2.FORMAT, 'bert': bert.BERT, 'roberta': bert.ROBERTA, 'mosaicbert': bert.MOSAICBERT, 'modernbert': modernbert.FORMAT}
 
 # Fields that say how training begins or how numbers are kept, and those that the tensors' shapes say anyway.
 NO_MATTER = ('start', 'size', 'uniform', 'key_start', 'gate_variance', 'input_bias', 'cache_dtype', 'kv_heads', 'value_dim', 'rank_w', 'rank_a', 'rank_v', 'rank_g',
-             'depth_scaled', 'dropout', 'embedding_dropout', 'mixer_dropout', 'channel_dropout', 'activations', 'remat')
+             'depth_scaled', 'dropout', 'embedding_dropout', 'mixer_dropout', 'channel_dropout', 'activations', 'remat',
+             'rate', 'position_rate', 'window_rate', 'frequency', 'target', 'fast', 'slow', 'form', 'dt_min', 'dt_max', 'by_fft')
 
 
 def load_pretrained(path: str | pathlib.Path, format: str | None = None) -> tuple[LM | Encoder, Any, dict[str, Any]]:

@@ -75,6 +75,7 @@ class Errors:
                                           'source_prefill_plus_stepwise_vs_full_max_abs_diff')]
     self._rounding = max((value for value in (*stated, noise.get('logits_max_abs_diff_f32_vs_f64')) if value), default=None)
     self._gradients = noise.get('worst_grad_rel_to_max')
+    self._by_output = {f'out/{name}': value for name, value in (meta.get('f32_vs_f64_max_abs') or {}).items()}
     self._scale = 1.0 if logits is None else float(np.abs(logits).max())
     self.all: list[Error] = []
 
@@ -86,8 +87,9 @@ class Errors:
   def output(self, key: str, mine, theirs, where=None, logits: bool = True) -> None:
     """where: bool, broadcast over the last axis: positions that count.  logits: the stated errors are of such numbers."""
     scale, allowed = float(np.abs(theirs).max()), RELATIVE
-    if logits and self._rounding:
-      allowed = min(allowed, max(10 * self._rounding / scale, LEAST))
+    rounding = self._by_output.get(key.partition(' ')[0], self._rounding if logits else None)
+    if rounding:
+      allowed = min(allowed, max(10 * rounding / scale, LEAST))
     self._add('outputs', key, mine, theirs, scale, max(allowed, self._between_forms(key)), where)
 
   def state(self, key: str, mine, theirs) -> None:

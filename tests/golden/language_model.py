@@ -55,18 +55,23 @@ class Run:
   def whole(self):
     """Logits, loss and gradients of the prompt in one call without a state."""
     golden, mask = self.golden, self.golden.tokens('in/attention_mask')
-    ids = None if mask is None or mask.all() else mask
+    ids, targets = None if mask is None or mask.all() else mask, golden.tokens('in/targets')         # targets: already shifted, below 0 do not count
 
     def loss(params):
       x, _ = self.model.hidden(self.without_padding(params), self.ids, segment_ids=ids)
       logits = self.model.logits(params, x)
+      if targets is not None:
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+        return -jnp.sum(chosen * (targets >= 0)) / jnp.sum(targets >= 0), (x, logits)
       chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), self.ids[:, 1:, None], axis=-1)
-      return -jnp.mean(chosen), logits
-    (value, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(self.params)
+      return -jnp.mean(chosen), (x, logits)
+    (value, (x, logits)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(self.params)
     for key in sorted(key for key in golden.tensors if re.fullmatch(r'out/logits(_\w+)?', key)):
       self.errors.output(key, logits, golden.take(key), mask)
     if (stated := golden.take('out/loss')) is not None:
       self.errors.output('out/loss', value, stated.reshape(()), logits=False)
+    if (stated := golden.take('out/hidden')) is not None:
+      self.errors.output('out/hidden', x, stated, mask, logits=False)
     self.gradients(gradients)
 
   def without_padding(self, params):

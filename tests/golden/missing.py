@@ -2,5 +2,4 @@
 
 MISSING = {
     'augvit-block', 'calm-alt-heads', 'calm-autoencoder', 'calm-brierlm', 'calm-energy-head', 'calm-lm', 'calm-temperature',
-    'h3-layer', 'hyena-filter', 'hyena-lm', 'hyena-operator',
     'mqar'}
