@@ -9,6 +9,8 @@ All forms keep a ring of inputs, oldest first from the slot that is written next
 Oncescu et al., Flash Inference, arXiv 2410.12982, algorithm 2 (tiled); the epochs are the usual square-root decomposition.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -100,7 +102,7 @@ def _one(state: State, u: jax.Array, h: jax.Array, form: str) -> tuple[jax.Array
   block = {'direct': ring, 'epoched': state.get('pending', inputs).shape[1], 'tiled': min(_TILE, ring)}[form]
   at = jnp.max(state['clock'])
   place = at % block
-  inputs = _put(inputs, u, at)
+  inputs = jax.lax.optimization_barrier(_put(inputs, u, at))          # else XLA reads the block from the ring before u, and so keeps two rings
   # filters[p] = h[place - p]; what stands behind `place` in the block is older by a whole ring (direct), or not of this block
   backwards = jnp.flip(_padded(h, block), 0)
   weights = jnp.concatenate([backwards, backwards if form == 'direct' else jnp.zeros_like(backwards)])
@@ -110,31 +112,67 @@ def _one(state: State, u: jax.Array, h: jax.Array, form: str) -> tuple[jax.Array
   state = dict(inputs=inputs, clock=jnp.full_like(state['clock'], after % ring)) | {k: state[k] for k in ('pending',) if k in state}
   if form == 'direct':
     return y, state
-  y = y + _slice(state['pending'], at % state['pending'].shape[1], 1)
+  pending = state['pending']
+  owed = _slice(pending, at % pending.shape[1], 1)
   if form == 'epoched':
-    renew = lambda pending, inputs: _debt(jnp.roll(inputs, -after, axis=1), h, block)
-    pending = jax.lax.cond(after % block == 0, renew, lambda pending, inputs: pending, state['pending'], inputs)
+    renew = lambda: _debt(jnp.roll(inputs, -after, axis=1), h, block)
+    pending = jax.lax.cond(after % block == 0, renew, lambda: pending)
   else:
-    pending = _tile(state['pending'], inputs, h, after, block)
-  return y, state | dict(pending=pending)
+    owed, pending = _tile(block, owed, pending, inputs, h, after)
+  return y + owed, state | dict(pending=pending)
 
 
-def _tile(pending: jax.Array, inputs: jax.Array, h: jax.Array, after: jax.Array, block: int) -> jax.Array:
-  """Adds the tile that ends at `after`, if one does, to what the outputs behind it will get."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tile(block: int, owed: jax.Array, pending: jax.Array, inputs: jax.Array, h: jax.Array, after: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(owed, pending), with the tile that ends at `after`, if one does, added to what the outputs behind it will get.
+
+  Conditions are loops of one turn or none, because XLA copies what a conditional passes through, here the whole ring for every token.  XLA also
+  computes in advance whatever in a loop does not depend on the turn, here every level's FFTs for every token; hence `end`, which changes.
+  `owed` passes through, so that it is read before its slot is written: a late read would keep the old ring, by a copy.
+  """
   ring = pending.shape[1]
 
-  def add(width):
-    def branch(pending, inputs):
-      pending = _put(pending, jnp.zeros_like(pending[:, :block]), after - block)          # these outputs are out; the slots begin anew
-      gift = _debt(_slice(inputs, after - width, width), h, width)
-      begin = after % ring
-      return _put(pending, _slice(pending, begin, width) + gift, begin)
-    return branch
+  def add(width, _, carried):
+    end, pending = carried
+    part, taps = (jnp.where(end < 0, 0, x) for x in (_slice(inputs, end - width, width), h[:2 * width]))      # end is never negative
+    begin = end % ring
+    return end + 1, _put(pending, _slice(pending, begin, width) + _debt(part, taps, width), begin)
+
+  def close(_, carried):
+    end, owed, pending = carried
+    pending = _put(pending, jnp.zeros_like(pending[:, :block]), end - block)              # these outputs are out; the slots begin anew
+    width = block
+    while width <= ring:
+      ends = (end % width == 0) & ((end % (2 * width) != 0) | (width == ring))
+      _, pending = jax.lax.fori_loop(0, ends.astype(jnp.int32), functools.partial(add, width), (end, pending))
+      width *= 2
+    return end + 1, jnp.where(end < 0, 0, owed), pending
+
+  return jax.lax.fori_loop(0, (after % block == 0).astype(jnp.int32), close, (after, owed, pending))[1:]
+
+
+def _tile_by_conditions(block, owed, pending, inputs, h, after):
+  """The same with conditionals, which have a reverse-mode gradient."""
+  ring = pending.shape[1]
+
+  def branch(width, pending, inputs, h):
+    pending = _put(pending, jnp.zeros_like(pending[:, :block]), after - block)
+    begin = after % ring
+    return _put(pending, _slice(pending, begin, width) + _debt(_slice(inputs, after - width, width), h[:2 * width], width), begin)
 
   widths = [block << k for k in range((ring // block).bit_length())]
-  trailing = jax.lax.population_count((after & -after) - 1) - (block.bit_length() - 1)
-  branches = [lambda pending, inputs: pending, *map(add, widths)]
-  return jax.lax.switch(jnp.clip(trailing + 1, 0, len(widths)), branches, pending, inputs)
+  blocks = after // block                                 # of the blocks read, the largest power of two that divides their number is the tile
+  level = jnp.minimum(jax.lax.population_count((blocks & -blocks) - 1), len(widths) - 1)
+  branches = [lambda pending, inputs, h: pending, *(functools.partial(branch, width) for width in widths)]
+  return owed, jax.lax.switch(jnp.where(after % block == 0, level + 1, 0), branches, pending, inputs, h)
+
+
+def _tile_gradient(block, saved, cotangents):
+  *arguments, after = saved
+  return *jax.vjp(lambda *arguments: _tile_by_conditions(block, *arguments, after), *arguments)[1](cotangents), None
+
+
+_tile.defvjp(lambda block, *arguments: (_tile(block, *arguments), arguments), _tile_gradient)
 
 
 def _debt(inputs: jax.Array, h: jax.Array, outputs: int) -> jax.Array:
