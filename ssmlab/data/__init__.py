@@ -1,7 +1,8 @@
 """From files to batches: sources, tokenizers and the pipeline between them."""
 
+from ssmlab.data.documents import Documents
 from ssmlab.data.pipeline import Data
 from ssmlab.data.sources import SPLITS, ArrayRecord, EmptySplit, StandardLibrary, Text, Tokens
 from ssmlab.data.tokenizers import Bytes, HFTokenizer, RWKVWorld
 
-__all__ = ['SPLITS', 'ArrayRecord', 'Bytes', 'Data', 'EmptySplit', 'HFTokenizer', 'RWKVWorld', 'StandardLibrary', 'Text', 'Tokens']
+__all__ = ['SPLITS', 'ArrayRecord', 'Bytes', 'Data', 'Documents', 'EmptySplit', 'HFTokenizer', 'RWKVWorld', 'StandardLibrary', 'Text', 'Tokens']

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -40,6 +40,8 @@ class Data:
   seed: int = 0
   pack: bool = True
 
+  targets_are = 'next tokens'
+
   def __post_init__(self):
     if isinstance(self.source, str):
       object.__setattr__(self, 'source', Text(self.source))
@@ -69,9 +71,12 @@ class Data:
     begins, sizes = _windows(data, self.length, self.pack)
     if self.pack and len(begins) > 1 and sizes[-1] < self.length:
       begins, sizes = begins[:-1], sizes[:-1]
+    return self._steps(len(begins), start_step, lambda chosen: self._batch(data, begins[chosen[rows]], sizes[chosen[rows]]))
+
+  def _steps(self, count: int, start_step: int, batch: Callable[[np.ndarray], Batch]) -> Iterator[Batch]:
+    """Batches without end of `count` rows in a new order each time; batch: indices of all rows of a step -> this host's share."""
     # Indices are batched before the rows are read, so that the hosts' shares make up the same global batch however many there are.
-    steps = grain.MapDataset.range(len(begins)).seed(self.seed).shuffle().repeat().batch(self.batch_size, drop_remainder=True)
-    steps = steps.map(lambda chosen: self._batch(data, begins[chosen[rows]], sizes[chosen[rows]]))
+    steps = grain.MapDataset.range(count).seed(self.seed).shuffle().repeat().batch(self.batch_size, drop_remainder=True).map(batch)
     return iter(steps.slice(slice(start_step, None)).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
   def eval_batches(self, split: str, max_tokens: int | None = None, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:

@@ -240,6 +240,16 @@ def _rwkv_line(path: str, number: int, line: str) -> tuple[int, bytes]:
   return token, entry
 
 
+@functools.lru_cache(maxsize=8)
+def word_starts(tokenizer: Tokenizer) -> np.ndarray:
+  """bool [vocab]: whether a token begins a word, i.e. its text begins with a space or another sign than a letter or digit.
+
+  Bytes above 127 are taken for parts of letters; tokens without text begin one.
+  """
+  inside = lambda piece: piece[:1].isalnum() or piece[:1] >= b'\x80'
+  return np.array([not inside(piece) for piece in tokenizer.pieces()])
+
+
 @functools.cache
 def _digest(path: str) -> str:
   return hashlib.sha256(read_bytes(path)).hexdigest()[:16]

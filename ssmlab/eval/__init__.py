@@ -1,5 +1,5 @@
 """Generation and held-out measures."""
 
-from ssmlab.eval.at_end import Compressors, Sample
+from ssmlab.eval.at_end import Compressors, Padding, Sample
 from ssmlab.eval.generate import generate, stream
 from ssmlab.eval.heldout import HeldOut

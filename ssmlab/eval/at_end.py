@@ -28,6 +28,17 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Padding:
+  """Share of a batch that is padding, one document in a row and packed (data.Documents)."""
+  split: str = 'train'
+  every: int = 0
+
+  def run(self, experiment, mesh, params, final: bool) -> dict[str, float]:
+    wasted = experiment.data.wasted
+    return dict(wasted_unpacked=wasted(self.split, pack=False), wasted_packed=wasted(self.split, pack=True))
+
+
+@dataclasses.dataclass(frozen=True)
 class Compressors:
   """Bits per byte of `gzip -9` and `xz -9` over the split's bytes in one piece: what a model must beat to have learnt anything."""
   split: str = 'valid'

@@ -27,7 +27,8 @@ class HeldOut:
     data, sums, count, size = experiment.data, {}, 0.0, 0
     measure = _measure(experiment.model, experiment.task, mesh)
     for batch in data.eval_batches(self.split, limit, jax.process_index(), jax.process_count()):
-      size += data.count_bytes(batch['targets'])
+      if data.targets_are == 'next tokens':                  # else not all of the text is predicted
+        size += data.count_bytes(batch['targets'])
       batch_count, batch_sums = measure(params, place(batch, mesh))
       count += float(batch_count)
       sums = {name: sums.get(name, 0.0) + float(value) for name, value in batch_sums.items()}
@@ -45,7 +46,8 @@ def place(batch, mesh):
 @functools.lru_cache(maxsize=8)
 def _measure(model, task, mesh):
   """(params, batch) -> (count, sums), compiled once per model."""
-  evaluate = jax.jit(lambda params, batch: task.loss(model, params, batch, jax.random.key(0))[1])
+  measured = getattr(task, 'held_out', task.loss)            # a task may measure another thing than it trains on
+  evaluate = jax.jit(lambda params, batch: measured(model, params, batch, jax.random.key(0))[1])
 
   def run(params, batch):
     with meshes.use(mesh):

@@ -1,3 +1,4 @@
 """What is optimised and measured."""
 
+from ssmlab.tasks.masked_lm import MaskedLM
 from ssmlab.tasks.next_token import NextToken

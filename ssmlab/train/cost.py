@@ -20,7 +20,7 @@ def costs(experiment) -> list[tuple[str, str]]:
   model, data, train = experiment.model, experiment.data, experiment.train
   declared = model.params()
   count, tokens = size(declared), train.steps * data.batch_size * data.length
-  ends = size(declared['embedding']) + size(declared['head'])
+  ends = size(declared['embedding']) + size(declared.get('head', {}))
   forward = model.flops(data.length)
   sizes = dict(zip(meshes.AXES, experiment.mesh.sizes(jax.device_count())))
   per_device = sum(int(np.prod(_shard(p, sizes))) for p in jax.tree.leaves(declared, is_leaf=lambda x: hasattr(x, 'axes')))

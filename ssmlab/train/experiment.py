@@ -7,7 +7,7 @@ from ssmlab.core.config import UserError, override
 from ssmlab.core.mesh import MeshConfig
 from ssmlab.data import Data
 from ssmlab.eval.heldout import HeldOut
-from ssmlab.models.lm import LM
+from ssmlab.models import LM, Encoder
 from ssmlab.tasks import NextToken
 from ssmlab.train.optimizer import AdamW
 
@@ -42,7 +42,7 @@ class Train:
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """model on data by task with optim, on mesh; evals: (name, evaluator) pairs, run at their own intervals and at the end."""
-  model: LM
+  model: LM | Encoder
   data: Data = Data()
   task: Any = NextToken()
   optim: AdamW = AdamW()
@@ -60,6 +60,9 @@ class Experiment:
     if self.data.length % sequence:
       raise UserError(f'data.length={self.data.length} is not a multiple of mesh.sequence={sequence}')
     self.data.check(self.model.vocab)
+    predicted = getattr(self.task, 'targets_are', 'next tokens')
+    if predicted != self.data.targets_are:
+      raise UserError(f'{type(self.task).__name__} predicts {predicted}, but the targets of {type(self.data).__name__} are {self.data.targets_are}')
 
 
 def quick(experiment: Experiment, devices: int) -> Experiment:
@@ -68,6 +71,8 @@ def quick(experiment: Experiment, devices: int) -> Experiment:
   rows = data * fsdp * experiment.train.accumulate
   small = {'train.steps': 2, 'train.log_every': 1, 'train.checkpoint_every': 0, 'data.batch_size': rows,
            'data.length': min(experiment.data.length, 32 * sequence)}
+  if hasattr(experiment.data, 'most'):
+    small = {'data.most': min(experiment.data.most, small['data.length'])} | small           # before the length, which must not be below it
   for index, (_, evaluator) in enumerate(experiment.evals):
     for name, most in (('max_tokens', 256), ('final_max_tokens', 256), ('tokens', 8), ('max_bytes', 4096)):
       value = getattr(evaluator, name, None)

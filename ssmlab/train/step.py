@@ -74,8 +74,9 @@ class Trainer:
     updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)       # a bad step changes nothing
-    measured = {name: value / count for name, value in sums.items()}
-    measured |= dict(grad_norm=norm, lr=self.schedule(state.step), finite=finite, targets=count)
+    read = sums.get('tokens', count)                           # a task that predicts some of the tokens says how many it read
+    measured = {name: value / count for name, value in sums.items() if name != 'tokens'}
+    measured |= dict(grad_norm=norm, lr=self.schedule(state.step), finite=finite, targets=read)
     params = keep(optax.apply_updates(state.params, updates), state.params)
     return state.replace(step=state.step + 1, params=params, opt_state=keep(opt_state, state.opt_state)), measured
 
