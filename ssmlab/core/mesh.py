@@ -104,3 +104,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   if mesh.empty or mesh.size == 1:
     return x
   return jax.lax.with_sharding_constraint(x, spec(x.shape, axes, dict(mesh.shape)))
+
+
+def free_axes() -> dict[str, int]:
+  """Axis -> number of shards of the mesh that is set; empty without a mesh, on one device and inside shard_map."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return {} if mesh.empty or mesh.size == 1 or mesh.manual_axes else dict(mesh.shape)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ssmlab.ops import segments
 from ssmlab.ops.causal_convolution import direct, documents, fourier, overlap_add
+from ssmlab.ops.causal_convolution.sharded import on_mesh
 
 IMPLEMENTATIONS = ('auto', 'direct', 'fft', 'overlap_add')
 _FORMS = {'direct': direct, 'fft': fourier, 'overlap_add': overlap_add}
@@ -30,9 +31,14 @@ def causal_convolution(u: jax.Array, h: jax.Array, *, segment_ids: jax.Array | N
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'implementation={implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}')
   _check_shapes(u, h, segment_ids)
-  batch, time, channels = u.shape[:3]
   if not u.size:
     return u
+  return on_mesh(functools.partial(_local, implementation), u, h, segment_ids)
+
+
+def _local(implementation: str, u: jax.Array, h: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+  """On one device."""
+  batch, time, channels = u.shape[:3]
   dtype = jnp.result_type(jnp.float32, u, h)
   rows = jnp.moveaxis(u.astype(dtype).reshape(batch, time, channels, -1), 1, -1)
   filters = h[:time].astype(dtype).T[:, None]
@@ -62,7 +68,7 @@ def _convolve_rule(form, u, h):
 def _convolve_gradient(form, saved, dy):
   u, h = saved
   du, dh = _FORMS[form].backward(u, h, dy)
-  return du, _total(dh, h)
+  return _total(du, u), _total(dh, h)
 
 
 _convolve.defvjp(_convolve_rule, _convolve_gradient)
@@ -76,7 +82,7 @@ def _convolve_documents(u: jax.Array, h: jax.Array, document: jax.Array) -> jax.
 def _documents_gradient(saved, dy):
   u, h, document = saved
   du, dh = jax.vjp(lambda u, h: documents.convolve(u, h, document), u, h)[1](dy)
-  return du, _total(dh, h), None
+  return _total(du, u), _total(dh, h), None
 
 
 _convolve_documents.defvjp(lambda *arguments: (_convolve_documents(*arguments), arguments), _documents_gradient)

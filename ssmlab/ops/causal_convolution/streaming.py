@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from ssmlab.ops import segments
 from ssmlab.ops.causal_convolution import causal_convolution, fourier
+from ssmlab.ops.causal_convolution.sharded import on_mesh
 
 FORMS = ('direct', 'epoched', 'tiled')
 State = dict[str, jax.Array]
@@ -107,7 +108,9 @@ def _one(state: State, u: jax.Array, h: jax.Array, form: str) -> tuple[jax.Array
   backwards = jnp.flip(_padded(h, block), 0)
   weights = jnp.concatenate([backwards, backwards if form == 'direct' else jnp.zeros_like(backwards)])
   weights = jax.lax.dynamic_slice_in_dim(weights, block - 1 - place, block)
-  y = jnp.sum(_like(weights, u) * _slice(inputs, at - place, block), axis=1, keepdims=True)
+  products = _like(weights, u) * _slice(inputs, at - place, block)
+  # A product with ones: XLA CPU's sum along this axis takes 23 ms where this takes 0.6 (16384 x 64).
+  y = jnp.einsum('p,bp...->b...', jnp.ones(block, products.dtype), products, precision='highest')[:, None]
   after = at + 1
   state = dict(inputs=inputs, clock=jnp.full_like(state['clock'], after % ring)) | {k: state[k] for k in ('pending',) if k in state}
   if form == 'direct':
@@ -177,10 +180,12 @@ _tile.defvjp(lambda block, *arguments: (_tile(block, *arguments), arguments), _t
 
 def _debt(inputs: jax.Array, h: jax.Array, outputs: int) -> jax.Array:
   """What these inputs, oldest first, give to the next `outputs` <= their number of outputs.  [batch, outputs, channels, *shared]."""
-  width = inputs.shape[1]
-  rows = jnp.moveaxis(inputs.reshape(inputs.shape[:3] + (-1,)), 1, -1)
-  y = fourier.across(rows, h[:2 * width].T[:, None])[..., :outputs]
-  return jnp.moveaxis(y, -1, 1).reshape(inputs.shape[:1] + (outputs,) + inputs.shape[2:])
+  def local(inputs, h, _):
+    width = inputs.shape[1]
+    rows = jnp.moveaxis(inputs.reshape(inputs.shape[:3] + (-1,)), 1, -1)
+    y = fourier.across(rows, h[:2 * width].T[:, None])[..., :outputs]
+    return jnp.moveaxis(y, -1, 1).reshape(inputs.shape[:1] + (outputs,) + inputs.shape[2:])
+  return on_mesh(local, inputs, h, split_time=False)
 
 
 def _many(state: State, u: jax.Array, h: jax.Array, segment_ids: jax.Array | None, form: str) -> tuple[jax.Array, State]:
