@@ -6,6 +6,7 @@ The contract is the mixer's (ssmlab.mixers): params(width), init_state(width, ba
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,17 +56,43 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   return ACTIVATIONS[name]
 
 
+class _Activated(ChannelMixer):
+  """A channel mixer with an activation: a name, or a part with parameters (and, if it looks back, a state) of its own."""
+
+  def _check_activation(self):
+    if isinstance(self.activation, str):
+      activation(self.activation)
+    elif not isinstance(getattr(self.activation, 'inputs', None), int):
+      raise ValueError(f'activation {self.activation!r} is neither a name ({", ".join(ACTIVATIONS)}) nor a SeriesActivation')
+
+  @property
+  def _inputs(self) -> int:
+    """How many values per inner channel the activation reads."""
+    return 1 if isinstance(self.activation, str) else self.activation.inputs
+
+  def _activation_params(self):
+    return {} if isinstance(self.activation, str) else dict(activation=self.activation.params(self.hidden))
+
+  def _activate(self, params, x: jax.Array, state, segment_ids):
+    if isinstance(self.activation, str):
+      return activation(self.activation)(x), state
+    return self.activation.apply(params['activation'], x, state, segment_ids=segment_ids)
+
+  def init_state(self, width: int, batch: int):
+    return {} if isinstance(self.activation, str) else self.activation.init_state(self.hidden, batch)
+
+
 @dataclasses.dataclass(frozen=True)
-class GatedMLP(ChannelMixer):
+class GatedMLP(_Activated):
   """(act(x W_gate) * (x W_up)) W_down.  GLU Variants Improve Transformer, arXiv 2002.05202, eq. 6.
 
-  hidden: width inside.  activation: 'silu' (Llama), 'gelu_tanh' (Gemma), 'gelu', 'relu', 'relu_squared'.
+  hidden: width inside.  activation: 'silu' (Llama), 'gelu_tanh' (Gemma), 'gelu', 'relu', 'relu_squared', or a SeriesActivation (PanGu-pi).
   bias: a bias on each of the three maps; output_bias: on the last one, whatever `bias` says (MosaicBERT).
   uniform: PyTorch's uniform start instead of the normal (RetNet).  start, depth_scaled: of the normal, as for Attention.
   dropout: share of the inner channels that is dropped where a key is given.
   """
   hidden: int
-  activation: str = 'silu'
+  activation: Any = 'silu'
   bias: bool = False
   output_bias: bool = False
   uniform: bool = False
@@ -74,52 +101,56 @@ class GatedMLP(ChannelMixer):
   dropout: float = 0.0
 
   def __post_init__(self):
-    activation(self.activation)
+    self._check_activation()
 
   def params(self, width: int):
     into, out = inits.into_and_out(self.hidden, self.start, self.depth_scaled)
     if self.uniform:
       into = out = inits.torch_linear()
-    tree = dict(w_gate=Param((width, self.hidden), ('width', 'hidden'), into),
+    gates = self._inputs * self.hidden
+    tree = dict(w_gate=Param((width, gates), ('width', 'hidden'), into),
                 w_up=Param((width, self.hidden), ('width', 'hidden'), into),
                 w_down=Param((self.hidden, width), ('hidden', 'width'), out))
     if self.bias:
-      tree |= dict(b_gate=vector(self.hidden, 'hidden'), b_up=vector(self.hidden, 'hidden'))
-    return tree | (dict(b_down=vector(width, None)) if self.bias or self.output_bias else {})
+      tree |= dict(b_gate=vector(gates, 'hidden'), b_up=vector(self.hidden, 'hidden'))
+    return tree | self._activation_params() | (dict(b_down=vector(width, None)) if self.bias or self.output_bias else {})
 
   def apply(self, params, x, state=None, *, segment_ids=None, key=None):
     gate, up = project(x, params['w_gate']), project(x, params['w_up'])
     if self.bias:
       gate, up = gate + params['b_gate'], up + params['b_up']
-    y = project(drop(activation(self.activation)(gate) * up, self.dropout, key), params['w_down'])
+    gate, state = self._activate(params, gate, state, segment_ids)
+    y = project(drop(gate * up, self.dropout, key), params['w_down'])
     return y + params['b_down'] if self.bias or self.output_bias else y, state
 
 
 @dataclasses.dataclass(frozen=True)
-class MLP(ChannelMixer):
+class MLP(_Activated):
   """act(x W_up + b_up) W_down + b_down.  Attention Is All You Need, arXiv 1706.03762, eq. 2; with GELU in GPT-2 and BERT.
 
-  hidden: width inside.  activation: 'gelu' (BERT), 'gelu_tanh' (GPT-2), 'relu', 'relu_squared', 'silu'.  bias: on both maps.
+  hidden: width inside.  activation: 'gelu' (BERT), 'gelu_tanh' (GPT-2), 'relu', 'relu_squared', 'silu', or a SeriesActivation.
+  bias: on both maps.
   start, depth_scaled: as for Attention.  dropout: share of the inner channels that is dropped where a key is given.
   """
   hidden: int
-  activation: str = 'gelu'
+  activation: Any = 'gelu'
   bias: bool = True
   start: float | None = None
   depth_scaled: bool = True
   dropout: float = 0.0
 
   def __post_init__(self):
-    activation(self.activation)
+    self._check_activation()
 
   def params(self, width: int):
     into, out = inits.into_and_out(self.hidden, self.start, self.depth_scaled)
-    tree = dict(w_up=Param((width, self.hidden), ('width', 'hidden'), into), w_down=Param((self.hidden, width), ('hidden', 'width'), out))
-    return tree | (dict(b_up=vector(self.hidden, 'hidden'), b_down=vector(width, None)) if self.bias else {})
+    inner = self._inputs * self.hidden
+    tree = dict(w_up=Param((width, inner), ('width', 'hidden'), into), w_down=Param((self.hidden, width), ('hidden', 'width'), out))
+    return tree | self._activation_params() | (dict(b_up=vector(inner, 'hidden'), b_down=vector(width, None)) if self.bias else {})
 
   def apply(self, params, x, state=None, *, segment_ids=None, key=None):
     up = project(x, params['w_up'])
-    up = activation(self.activation)(up + params['b_up'] if self.bias else up)
+    up, state = self._activate(params, up + params['b_up'] if self.bias else up, state, segment_ids)
     y = project(drop(up, self.dropout, key), params['w_down'])
     return y + params['b_down'] if self.bias else y, state
 

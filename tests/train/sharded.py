@@ -37,7 +37,8 @@ def main(names):
   batch = dict(tokens=random.integers(0, 32, (8, 16), dtype=np.int32), targets=random.integers(0, 32, (8, 16), dtype=np.int32), segment_ids=ids)
   for name in names or sorted(m.name for m in pkgutil.iter_modules(ssmlab.mixers.__path__)):
     module = importlib.import_module(f'ssmlab.mixers.{name}')
-    mixer = module.Bidirectional(rglru.TINY) if name == 'bidirectional' else module.TINY
+    wraps = {'bidirectional': 'Bidirectional', 'augmented': 'Augmented'}
+    mixer = getattr(module, wraps[name])(rglru.TINY) if name in wraps else module.TINY
     model = LM(vocab=32, width=16, pattern=(mixer,), depth=2, channel=GatedMLP(32), embedding=Embedding(size=1.0))
     params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), init(jax.random.key(0), model.params()))
     one = gradients(model, params, batch, meshes.make(devices=jax.devices()[:1]))
