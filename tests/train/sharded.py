@@ -17,9 +17,14 @@ from ssmlab.core.params import init
 from ssmlab.eval.heldout import place
 from ssmlab.layers.channel import GatedMLP
 from ssmlab.layers.embedding import Embedding
+from ssmlab.layers.shortcut import Bottleneck, Circulant
 from ssmlab.mixers import rglru
+from ssmlab.mixers.augmented import Augmented
+from ssmlab.mixers.bidirectional import Bidirectional
 from ssmlab.models import LM
 from ssmlab.tasks import NextToken
+
+WRAPPED = {'bidirectional': Bidirectional(rglru.TINY), 'augmented': Augmented(rglru.TINY, (Bottleneck(reduction=4), Circulant(blocks=2)))}
 
 
 def gradients(model, params, batch, mesh):
@@ -37,8 +42,7 @@ def main(names):
   batch = dict(tokens=random.integers(0, 32, (8, 16), dtype=np.int32), targets=random.integers(0, 32, (8, 16), dtype=np.int32), segment_ids=ids)
   for name in names or sorted(m.name for m in pkgutil.iter_modules(ssmlab.mixers.__path__)):
     module = importlib.import_module(f'ssmlab.mixers.{name}')
-    wraps = {'bidirectional': 'Bidirectional', 'augmented': 'Augmented'}
-    mixer = getattr(module, wraps[name])(rglru.TINY) if name in wraps else module.TINY
+    mixer = WRAPPED[name] if name in WRAPPED else module.TINY
     model = LM(vocab=32, width=16, pattern=(mixer,), depth=2, channel=GatedMLP(32), embedding=Embedding(size=1.0))
     params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), init(jax.random.key(0), model.params()))
     one = gradients(model, params, batch, meshes.make(devices=jax.devices()[:1]))
