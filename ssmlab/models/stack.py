@@ -5,7 +5,7 @@ does not grow with depth and hybrids need no model of their own.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -139,18 +139,22 @@ class Stack:
   def _signals(self, x: jax.Array) -> dict[str, jax.Array]:
     return {name: value for block in self._pattern for name, value in block.mixer.signals(x).items()}
 
-  def first_non_finite(self, params, tokens: jax.Array, segment_ids: jax.Array | None = None) -> str | None:
-    """Name of the first layer whose output is not finite, or None.  Runs the blocks one by one: for a run that has failed."""
+  def walk(self, params, tokens: jax.Array, segment_ids: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
+    """(name, x [batch, time, width]) of the embedding and of every block's output, from the bottom up, one block at a time: for looking inside."""
     dtype = dtypes.activation_dtype(self.activations)
     x = self._embed(params, tokens, segment_ids)
-    if not jnp.isfinite(x).all():
-      return 'embedding'
+    yield 'embedding', x
     carry = x, self._signals(x)
     for index, (block, mine) in enumerate(zip(self.blocks, self.layers(params))):
       carry, _ = self._block(block, dtypes.cast(self._block_params(block, index), mine, dtype), carry, None, segment_ids)
-      if not jnp.isfinite(carry[0]).all():
-        return f'block {index} ({type(block.mixer).__name__})'
-    return None if jnp.isfinite(self.logits(params, self._top(params, carry[0]))).all() else 'head'
+      yield f'block {index} ({type(block.mixer).__name__})', carry[0]
+
+  def first_non_finite(self, params, tokens: jax.Array, segment_ids: jax.Array | None = None) -> str | None:
+    """Name of the first layer whose output is not finite, or None.  For a run that has failed."""
+    for name, x in self.walk(params, tokens, segment_ids):
+      if not jnp.isfinite(x).all():
+        return name
+    return None if jnp.isfinite(self.logits(params, self._top(params, x))).all() else 'head'
 
   # What it costs.
 
