@@ -1,4 +1,5 @@
 """What is optimised and measured."""
 
+from ssmlab.tasks.classify import Classify
 from ssmlab.tasks.masked_lm import MaskedLM
 from ssmlab.tasks.next_token import NextToken

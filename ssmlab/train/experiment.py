@@ -20,6 +20,7 @@ class Train:
   log_every: steps between lines of metrics.jsonl.
   checkpoint_every: steps between checkpoints; 0: one at the end (and on SIGTERM).  keep: newest checkpoints kept, besides the best.
   profile: (first, last) steps to trace into the workdir's profile/; empty: none.
+  start: workdir whose last parameters are the first values here, where both models have them (fine-tuning); '': none.
   wandb: project of Weights & Biases to log to as well, if that package is installed; '': none.
   """
   steps: int = 1000
@@ -29,6 +30,7 @@ class Train:
   checkpoint_every: int = 500
   keep: int = 1
   profile: tuple[int, ...] = ()
+  start: str = ''
   wandb: str = ''
 
   def __post_init__(self):

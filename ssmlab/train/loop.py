@@ -17,6 +17,7 @@ from ssmlab.eval.heldout import place
 from ssmlab.train import diagnose, metrics, workdir
 from ssmlab.train.checkpoint import Checkpoints, like
 from ssmlab.train.experiment import Experiment
+from ssmlab.train.start import from_workdir
 from ssmlab.train.step import Trainer
 
 
@@ -40,15 +41,20 @@ def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = 
   mesh = meshes.make(experiment.mesh)
   pieces = trainer(experiment, mesh)
   checkpoints = Checkpoints(path, experiment.train.keep)
-  start, record = checkpoints.latest(), dict(seconds=0.0, tokens=0)
+  start, record, fresh = checkpoints.latest(), dict(seconds=0.0, tokens=0), []
   if start is None:
     start, state = 0, pieces.fresh(experiment.train.seed)
+    if experiment.train.start:
+      params, fresh = from_workdir(state.params, experiment.train.start)
+      state = state.replace(params=params)
   else:
     state, record = checkpoints.restore(like(jax.eval_shape(pieces.fresh, 0), pieces.shardings()), start)
   recorder = metrics.Recorder(path, start, experiment.train.steps, experiment.train.wandb, quiet or jax.process_index() > 0)
   begin = f'resumed at step {start} of' if start else 'compiling;'
   recorder.say(f'{experiment.model.size():,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind}; {begin} {experiment.train.steps:,} steps '
                f'of {experiment.data.batch_size} x {experiment.data.length} tokens, in {path}')
+  if fresh:
+    recorder.say(f'not in {experiment.train.start}, drawn afresh: {", ".join(fresh)}')
   loop = _Loop(experiment, path, mesh, checkpoints, recorder, record)
   try:
     summary = loop.finish(loop.train(pieces.compiled(), state, start))
