@@ -15,7 +15,7 @@ USAGE = """usage: ssmlab COMMAND [--help] ...
 
   launch EXPERIMENT.py   train an experiment; fields are set by path.to.field=value
   sample WORKDIR         continue a text with a trained or a published model
-  eval WORKDIR           held-out loss, perplexity and bits per byte
+  eval WORKDIR           held-out loss, perplexity and bits per byte; how diverse the tokens of each layer are
   bench SUITE            speed and memory of the operators
 """
 
@@ -46,11 +46,12 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('model', help='a workdir, or a published checkpoint')
-  parser.add_argument('--suite', default='valid', help="a split of the run's data: valid, test or train (default valid)")
+  parser.add_argument('--suite', default='valid', help="a split of the run's data: valid, test or train (default valid); or diversity: the "
+                      'collapse measures of PanGu-pi, layer by layer, on the validation text')
   parser.add_argument('--data', help='text to measure instead: a file or folder as for data.source Text')
   parser.add_argument('--max-tokens', type=int, help='stop after about so many tokens')
   parser.add_argument('--tokenizer', help="for a published checkpoint: 'bytes', a tokenizer.json or an RWKV vocabulary")
-  parser.add_argument('-o', '--output', help='write the numbers as JSON')
+  parser.add_argument('-o', '--output', help='write the numbers as JSON; for diversity also a picture beside it, .png')
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -197,20 +198,34 @@ def evaluate(args) -> None:
   from ssmlab.train.experiment import Experiment
   model, params, tokenizer, experiment = open_model(args.model, args.tokenizer)
   split = args.suite
-  if split not in ('train', 'valid', 'test'):
-    raise UserError(f'--suite {split!r} is not one of valid, test, train')
+  if split not in ('train', 'valid', 'test', 'diversity'):
+    raise UserError(f'--suite {split!r} is not one of valid, test, train, diversity')
   if experiment is None and not args.data:
     raise UserError('a published checkpoint has no data of its own; name a text with --data')
   if experiment is None:
     experiment = Experiment(model=model, data=Data(tokenizer=tokenizer))
   if args.data:
     source = Text(args.data, valid=args.data)
-    experiment, split = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=source)), 'valid'
+    experiment, split = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=source)), split if split == 'diversity' else 'valid'
+  if split == 'diversity':
+    _diversity(experiment, params, args)
+    return
   found = HeldOut(split, final_max_tokens=args.max_tokens).run(experiment, meshes.make(), params, final=True)
   for name, value in found.items():
     print(f'{split}/{name:<14}  {value:,.4f}' if isinstance(value, float) else f'{split}/{name:<14}  {value:,}')
   if args.output:
     pathlib.Path(args.output).write_text(json.dumps({f'{split}/{name}': value for name, value in found.items()}, indent=1))
+
+
+def _diversity(experiment, params, args) -> None:
+  from ssmlab import bench
+  from ssmlab.eval import diversity
+  path = bench.table_path(args.output) if args.output else None
+  rows = diversity.by_depth(experiment.model, params, experiment.data.eval_batches('valid', args.max_tokens or 65536, 0, 1))
+  print(bench.table(rows))
+  if path:
+    bench.write(path, rows)
+    diversity.plot({pathlib.Path(args.model).name: rows}, path.with_suffix('.png'))
 
 
 def bench(args) -> None:

@@ -35,7 +35,7 @@ def table(rows: Sequence[Row]) -> str:
 def _cell(value: Any) -> str:
   if not isinstance(value, float):
     return str(value)
-  return f'{value:.1e}' if 0 < abs(value) < 0.05 else f'{value:.1f}'
+  return f'{value:.1e}' if 0 < abs(value) < 0.05 else f'{value:.2f}' if abs(value) < 10 else f'{value:.1f}'
 
 
 def table_path(text: str) -> pathlib.Path:
