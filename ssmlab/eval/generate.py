@@ -82,11 +82,14 @@ def stream(model, params, prompt_tokens, max_new_tokens: int, *, temperature: fl
   A yielded state is given to the next step, which reuses its memory: keep the last one only.
   """
   rows = _rows(prompt_tokens)
+  if not all(block.mixer.has_state for block in model.blocks):
+    raise ValueError('the model reads in both directions: it has no state and cannot continue a text')
   if state is None and any(len(row) == 0 for row in rows):
     raise ValueError('an empty prompt needs a state to continue from')
   if rows and max(rows, key=len).size and max(int(row.max()) for row in rows if row.size) >= model.vocab:
     raise ValueError(f'the prompt holds ids beyond the vocabulary of {model.vocab}')
-  _check_length(model, max(len(row) for row in rows), max_new_tokens)
+  read_before = 0 if state is None or 'position' not in state else int(state['position'].max())
+  _check_length(model, read_before + max(len(row) for row in rows), max_new_tokens)
   tokens, ids = _padded(rows, model.max_length)
   read, step = _compiled(model, Sampling(temperature, top_k, top_p))
   if state is None:

@@ -141,12 +141,6 @@ class LM(Stack):
       last = jnp.where(read[:, None], take(x), state['hidden'].astype(x.dtype))
     return after | dict(segment=segment, hidden=last.astype(jnp.float32))
 
-  @property
-  def max_length(self) -> int | None:
-    """Most tokens of one document that can be read: the smallest of the blocks' and of learned positions; None without a bound."""
-    bounds = [block.mixer.max_length for block in self.blocks] + [self.embedding.positions]
-    return min((bound for bound in bounds if bound), default=None)
-
   # What it costs.
 
   def state_bytes(self, max_length: int) -> int | None:

@@ -68,6 +68,12 @@ class Stack:
     """Every block from the bottom up."""
     return tuple(self._pattern[index % len(self.pattern)] for index in range(self.depth))
 
+  @property
+  def max_length(self) -> int | None:
+    """Most tokens of one document that can be read: the smallest of the blocks' and of learned positions; None without a bound."""
+    bounds = [block.mixer.max_length for block in self.blocks] + [self.embedding.positions]
+    return min((bound for bound in bounds if bound), default=None)
+
   def _groups(self) -> dict[str, tuple[tuple[Block, ...], int]]:
     """{name: (its blocks, index of the first layer)}; `blocks` is one period of the scan, left out where nothing repeats."""
     period, repeats, lead = len(self.pattern), self._repeats, self._lead

@@ -62,6 +62,9 @@ class Experiment:
     if self.data.length % sequence:
       raise UserError(f'data.length={self.data.length} is not a multiple of mesh.sequence={sequence}')
     self.data.check(self.model.vocab)
+    longest, most = getattr(self.data, 'most', self.data.length), self.model.max_length
+    if most is not None and longest > most:
+      raise UserError(f'documents have up to {longest} tokens (data.{"most" if hasattr(self.data, "most") else "length"}), but the model can read {most}')
     predicted = getattr(self.task, 'targets_are', 'next tokens')
     if predicted != self.data.targets_are:
       raise UserError(f'{type(self.task).__name__} predicts {predicted}, but the targets of {type(self.data).__name__} are {self.data.targets_are}')

@@ -118,3 +118,14 @@ def test_gpt2_has_as_many_positions_as_its_table():
   model, params, _ = build('gpt2', config, tensors)
   with pytest.raises(ValueError, match='49 tokens, but embedding.positions=48'):
     model.apply(params, np.zeros((1, 49), np.int32))
+
+
+def test_gpt2_decodes_to_the_end_of_its_table_and_no_further():
+  config, tensors = golden('gpt2')
+  model, params, _ = build('gpt2', config, tensors)
+  first, state = ssmlab.generate(model, params, [list(range(1, 41))], 4, temperature=0, max_length=60)
+  more, _ = ssmlab.generate(model, params, [[]], 4, temperature=0, state=state)
+  whole, _ = ssmlab.generate(model, params, [list(range(1, 41))], 8, temperature=0)
+  assert np.concatenate([first, more], axis=1).tolist() == whole.tolist()
+  with pytest.raises(ValueError, match='44 tokens and 5 new ones are more than the 48'):
+    ssmlab.generate(model, params, [[]], 5, temperature=0, state=state)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import ssmlab
+from ssmlab.core.config import UserError
+from ssmlab.data import Bytes, Documents
 from ssmlab.layers.channel import MLP, GatedMLP
 from ssmlab.layers.embedding import Classifier, Embedding, MaskedHead
 from ssmlab.layers.norms import LayerNorm
@@ -16,6 +18,8 @@ from ssmlab.mixers import rglru
 from ssmlab.mixers.attention import Attention
 from ssmlab.mixers.bidirectional import Bidirectional
 from ssmlab.models.encoder import padded_vocab
+from ssmlab.tasks import MaskedLM
+from ssmlab.train import Experiment
 
 TIME, VOCAB, WIDTH = 14, 19, 16
 PLAIN = Attention(2, 8, bias=True, output_bias=True, causal=False, rotary_fraction=0.0)
@@ -173,3 +177,14 @@ def test_costs():
   assert BERT.state_bytes(9) is None and eval(repr(MODERN), vars(ssmlab) | globals()) == MODERN
   matrices = 2 * (4 * 16 * 16 + 3 * 16 * 24)                                    # windows see 2 * 3 - 1 keys
   assert MODERN.flops(100) == 4 * matrices + 4 * 16 * (100 + 5 + 100 + 5) + 2 * (VOCAB * WIDTH + WIDTH ** 2)
+
+
+def test_no_text_is_continued():
+  with pytest.raises(ValueError, match='reads in both directions'):
+    ssmlab.generate(MODERN, {}, [[1, 2]], 3)
+
+
+def test_documents_longer_than_the_table_are_refused():
+  data = Documents(tokenizer=Bytes(), length=32, most=20)
+  with pytest.raises(UserError, match='up to 20 tokens .data.most., but the model can read 14'):
+    Experiment(dataclasses.replace(BERT, vocab=320), data, MaskedLM(256)).check(1)
