@@ -100,8 +100,8 @@ def plot(models: Mapping[str, Sequence[Row]], path: pathlib.Path) -> None:
   for axes, (column, title) in zip(figure.subplots(2, 2).flat, PANELS):
     for name, rows in models.items():
       axes.plot(range(len(rows)), [row[column] for row in rows], marker='o', label=name)
-    axes.set(title=title, xlabel='blocks read')
-    axes.set_ylim(bottom=0)
+    axes.set(title=title, xlabel='blocks read', xticks=range(max(map(len, models.values()))))
+    axes.set_ylim(0, 1.05 * max(row[column] for rows in models.values() for row in rows))
     axes.grid(alpha=0.3)
-  axes.legend(frameon=False)
+  axes.legend(frameon=False, loc='lower right')
   figure.savefig(path, dpi=110)
