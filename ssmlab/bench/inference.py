@@ -1,0 +1,70 @@
+"""Experiments' models side by side in inference: prefill and decoding, tokens per second, in one run with turns taken in rotation."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssmlab import bench
+from ssmlab.core.config import UserError
+from ssmlab.core.params import init
+from ssmlab.eval.generate import stream
+
+
+def run(models: Mapping[str, Any], length: int = 512, new: int = 64, batch: int = 1, rounds: int = 3) -> list[bench.Row]:
+  """One row per model: parameters, forward FLOPs per token at `length`, tokens per second of prefill and of decoding after it.
+
+  models: name -> causal LM; freshly drawn parameters, random tokens, greedy decoding of `new` tokens at `batch` sequences.
+  The best of `rounds`; within a round every model has its turn, so that a busy moment does not fall on one alone.
+  ratio: decoding speed over the first model's.
+  """
+  actions, best = {}, {}
+  for name, model in models.items():
+    params = init(jax.random.key(0), model.params())
+    ids = jax.random.randint(jax.random.key(1), (batch, length), 0, model.vocab)
+    actions[name] = _actions(model, params, ids, new)
+    best[name] = {use: float('inf') for use in actions[name]}
+  for _ in range(rounds):
+    for name, uses in actions.items():
+      for use, action in uses.items():
+        best[name][use] = min(best[name][use], bench.seconds(action, 1))
+  first = best[next(iter(models))]['decoding']
+  return [dict(model=name, parameters=model.size(), flops=model.flops(length), prefill=batch * length / best[name]['prefill'],
+               decoding=batch * new / best[name]['decoding'], ratio=first / best[name]['decoding']) for name, model in models.items()]
+
+
+def _actions(model, params, ids, new: int):
+  fresh = model.init_state(len(ids), ids.shape[1] + new)
+  read = jax.jit(lambda params, state, ids: model.hidden(params, ids, state)[1])
+  state = read(params, fresh, ids)
+  return dict(prefill=lambda: read(params, fresh, ids),
+              decoding=lambda: [token for token, _ in stream(model, params, [[]] * len(ids), new, temperature=0.0, state=state)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  from ssmlab.launch import load_experiment, resolve
+  parser = argparse.ArgumentParser(prog='ssmlab bench inference', description=__doc__)
+  parser.add_argument('experiments', nargs='+', help='files whose models are compared; ratios are to the first')
+  for name, default in (('length', 512), ('new', 64), ('batch', 1), ('rounds', 3)):
+    parser.add_argument(f'--{name}', type=int, default=default, help='default %(default)s')
+  parser.add_argument('-o', '--output', help='also write the table here, .json or .csv')
+  options = vars(parser.parse_args(argv))
+  output, files = options.pop('output'), options.pop('experiments')
+  path = bench.table_path(output) if output else None
+  models = {pathlib.Path(file).stem: resolve(load_experiment(file), []).model for file in files}
+  for name, model in models.items():
+    if not hasattr(model, 'init_state'):
+      raise UserError(f'{name}: {type(model).__name__} does not generate; causal models only')
+  print(f'{jax.device_count()} x {jax.devices()[0].device_kind}, parameters {jnp.float32.dtype}', file=sys.stderr)
+  rows = run(models, **options)
+  print(bench.table(rows))
+  if path:
+    bench.write(path, rows)
+
+
+if __name__ == '__main__':
+  main()
