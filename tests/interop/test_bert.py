@@ -1,6 +1,7 @@
 """Encoders and GPT-2 of published files: round trips, files of several ages and classes, what is refused."""
 
 import json
+import os
 import pathlib
 
 import jax
@@ -13,14 +14,15 @@ from ssmlab.core.config import UserError
 from ssmlab.interop import pretrained
 from ssmlab.models.encoder import Encoder
 
-DATA = pathlib.Path(__file__).parents[1] / 'golden' / 'data'
+TESTS = pathlib.Path(__file__).parents[1]
+FOLDERS = TESTS / 'golden' / 'data', pathlib.Path(os.environ.get('SSMLAB_GOLDEN', TESTS.parents[1] / 'shared' / 'golden'))
 SYSTEMS = {'bert': 'bert-hf', 'roberta': 'roberta-hf', 'mosaicbert': 'mosaicbert', 'modernbert': 'modernbert-hf', 'gpt2': 'gpt2-hf'}
 
 
 def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
   """(config.json, parameters)."""
-  meta = json.loads((DATA / f'{SYSTEMS[name]}.json').read_text())
-  tensors = load_file(DATA / f'{SYSTEMS[name]}.safetensors')
+  path = next(folder / SYSTEMS[name] for folder in FOLDERS if (folder / f'{SYSTEMS[name]}.json').is_file())
+  meta, tensors = json.loads(path.with_suffix('.json').read_text()), load_file(path.with_suffix('.safetensors'))
   return {'model_type': 'bert'} | meta['config'], {key.removeprefix('param/'): value for key, value in tensors.items() if key.startswith('param/')}
 
 
@@ -129,3 +131,15 @@ def test_gpt2_decodes_to_the_end_of_its_table_and_no_further():
   assert np.concatenate([first, more], axis=1).tolist() == whole.tolist()
   with pytest.raises(ValueError, match='44 tokens and 5 new ones are more than the 48'):
     ssmlab.generate(model, params, [[]], 5, temperature=0, state=state)
+
+
+def test_modernbert_with_a_classifier():
+  """Its dense map and norm stand under the names of the head's."""
+  config, tensors = golden('modernbert')
+  random = np.random.default_rng(0)
+  fine_tuned = {key: value for key, value in tensors.items() if key != 'decoder.bias'}
+  fine_tuned |= {'classifier.weight': random.normal(size=(3, 64)).astype(np.float32), 'classifier.bias': random.normal(size=3).astype(np.float32)}
+  model, params, _ = build('modernbert', config | dict(classifier_pooling='mean'), fine_tuned)
+  assert model.head is None and (model.classifier.labels, model.classifier.pooling, model.classifier.norm.bias) == (3, 'mean', False)
+  out = pretrained.export(model, params, 'modernbert')
+  assert set(out) == set(fine_tuned) and all(np.array_equal(out[key], fine_tuned[key]) for key in out)
