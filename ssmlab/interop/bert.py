@@ -101,6 +101,10 @@ def _config(kind: str, model: Encoder) -> dict:
       num_attention_heads=mixer.heads, intermediate_size=channel.hidden, hidden_act=fields.activation_name(channel.activation),
       layer_norm_eps=model.norm.eps, type_vocab_size=model.embedding.types, hidden_dropout_prob=model.mixer_dropout,
       attention_probs_dropout_prob=0.0, initializer_range=model.embedding.size, tie_word_embeddings=model.head.tied if model.head else True)
+  if model.classifier and model.classifier.labels:
+    names = [f'LABEL_{index}' for index in range(model.classifier.labels)]         # their number is the number of labels
+    config |= dict(id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)},
+                   classifier_dropout=model.classifier.dropout)
   if kind == 'mosaicbert':
     return config | dict(alibi_starting_size=512, pad_token_id=0)
   return config | dict(max_position_embeddings=model.embedding.positions + model.embedding.offset,

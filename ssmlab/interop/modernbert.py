@@ -8,7 +8,7 @@ from ssmlab.core.config import UserError
 from ssmlab.interop import fields
 from ssmlab.interop.mapping import TRANSPOSED, Arrays, Format, Rule, joined
 from ssmlab.layers.channel import GatedMLP
-from ssmlab.layers.embedding import Embedding, MaskedHead
+from ssmlab.layers.embedding import Classifier, Embedding, MaskedHead
 from ssmlab.layers.norms import LayerNorm
 from ssmlab.mixers.attention import Attention
 from ssmlab.models.encoder import Encoder
@@ -56,22 +56,26 @@ def _model(config, tensors) -> Encoder:
   channel = GatedMLP(fields.need(config, 'intermediate_size'), act, bias=bool(config.get('mlp_bias', False)), start=start,
                      dropout=config.get('mlp_dropout', 0.0))
   kinds = _kinds(config, depth)
-  head = None
-  if 'head.dense.weight' in tensors or not tensors:
+  head = classifier = None
+  if 'classifier.weight' in tensors and 'decoder.bias' not in tensors:
+    classifier = Classifier(len(tensors['classifier.weight']), fields.activation(config, 'classifier_activation', 'gelu'),
+                            'first' if fields.only(config, 'classifier_pooling', 'cls', 'mean') == 'cls' else 'mean',
+                            bias=bool(config.get('classifier_bias', False)), norm=norm, dropout=config.get('classifier_dropout', 0.0), start=start)
+  elif 'head.dense.weight' in tensors or not tensors:
     fields.only(config, 'decoder_bias', True)
     head = MaskedHead(norm, fields.activation(config, 'classifier_activation', 'gelu'), dense_bias=bool(config.get('classifier_bias', False)),
                       tied=fields.tied(config, tensors, True, TABLE, DECODER), start=start)
   return Encoder(
       vocab=config.get('vocab_size', 50368), width=width, depth=depth, pattern=tuple(Block(attention(kind), channel) for kind in kinds[:fields.period(kinds)]),
-      norm=norm, post_norm=False, first_norm=False, embedding=Embedding(size=start, norm=norm), head=head,
+      norm=norm, post_norm=False, first_norm=False, embedding=Embedding(size=start, norm=norm), head=head, classifier=classifier,
       embedding_dropout=config.get('embedding_dropout', 0.0), mixer_dropout=config.get('attention_dropout', 0.0))
 
 
 def _config(model: Encoder) -> dict:
   """config.json as transformers 4 and 5 read it."""
   channel, mixers = model.blocks[0].channel, [block.mixer for block in model.blocks]
-  if not isinstance(channel, GatedMLP) or not all(isinstance(mixer, Attention) for mixer in mixers) or model.classifier is not None:
-    raise UserError('the model is not a ModernBERT for masked words: its blocks are not Attention and GatedMLP, or it has a classifier')
+  if not isinstance(channel, GatedMLP) or not all(isinstance(mixer, Attention) for mixer in mixers) or model.classifier and model.head:
+    raise UserError('the model is not a ModernBERT: its blocks are not Attention and GatedMLP, or it has both a head and a classifier')
   kinds = [FULL if mixer.window is None else LOCAL for mixer in mixers]
   theta = {kind: next((mixer.theta for mixer, its in zip(mixers, kinds) if its == kind), THETA[kind][1]) for kind in (FULL, LOCAL)}
   window = next((mixer.window for mixer in mixers if mixer.window), 65)
@@ -79,10 +83,16 @@ def _config(model: Encoder) -> dict:
       model_type='modernbert', architectures=['ModernBertForMaskedLM' if model.head else 'ModernBertModel'], vocab_size=model.vocab,
       hidden_size=model.width, num_hidden_layers=model.depth, num_attention_heads=mixers[0].heads, intermediate_size=channel.hidden,
       hidden_activation=fields.activation_name(channel.activation), norm_eps=model.norm.eps, norm_bias=model.norm.bias,
+      pad_token_id=50283 if model.vocab > 50283 else None,
       attention_bias=mixers[0].bias, mlp_bias=channel.bias, mlp_dropout=channel.dropout, embedding_dropout=model.embedding_dropout,
       attention_dropout=model.mixer_dropout, initializer_range=model.embedding.size, local_attention=2 * (window - 1), layer_types=kinds,
       global_attn_every_n_layers=fields.period(kinds), global_rope_theta=theta[FULL], local_rope_theta=theta[LOCAL],
       rope_parameters={kind: dict(rope_type='default', rope_theta=value) for kind, value in theta.items()})
+  if last := model.classifier:
+    names = [f'LABEL_{index}' for index in range(last.labels)]
+    return config | dict(architectures=['ModernBertForSequenceClassification'], classifier_activation=fields.activation_name(last.activation),
+                         classifier_pooling=dict(first='cls').get(last.pooling, last.pooling), classifier_bias=last.bias, classifier_dropout=last.dropout,
+                         id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)})
   if model.head is None:
     return config
   return config | dict(classifier_activation=fields.activation_name(model.head.activation), classifier_bias=model.head.dense_bias, decoder_bias=True,
@@ -97,10 +107,12 @@ def _rules(model: Encoder) -> list[Rule]:
            Rule(f'{mlp}Wi.bias', ('channel/b_gate', 'channel/b_up'), joined(2)),
            Rule(f'{own}Wo.weight', 'mixer/w_o', TRANSPOSED), Rule(f'{own}Wo.bias', 'mixer/b_o'),
            Rule(f'{mlp}Wo.weight', 'channel/w_down', TRANSPOSED), Rule(f'{mlp}Wo.bias', 'channel/b_down'),
-           Rule(TABLE, 'embedding/table'), Rule('head.dense.weight', 'head/w_dense', TRANSPOSED), Rule('head.dense.bias', 'head/b_dense'),
-           Rule('decoder.bias', 'head/bias'), Rule(DECODER, 'head/weight', TRANSPOSED)]
+           Rule(TABLE, 'embedding/table'), Rule('decoder.bias', 'head/bias'), Rule(DECODER, 'head/weight', TRANSPOSED),
+           Rule('classifier.weight', 'classifier/weight', TRANSPOSED), Rule('classifier.bias', 'classifier/bias')]
+  part, names = ('head', ('w_dense', 'b_dense')) if model.classifier is None else ('classifier', ('w_pool', 'b_pool'))
+  rules += [Rule('head.dense.weight', f'{part}/{names[0]}', TRANSPOSED), Rule('head.dense.bias', f'{part}/{names[1]}')]
   norms = {f'{at}attn_norm': 'norm_mixer', f'{at}mlp_norm': 'norm_channel', 'model.embeddings.norm': 'embedding/norm',
-           'model.final_norm': 'norm', 'head.norm': 'head/norm'}
+           'model.final_norm': 'norm', 'head.norm': f'{part}/norm'}
   return rules + [Rule(f'{theirs}.{name}', f'{ours}/{mine}') for theirs, ours in norms.items() for name, mine in (('weight', 'scale'), ('bias', 'bias'))]
 
 

@@ -122,16 +122,19 @@ POOLINGS = ('first', 'mean')
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """act(pool(x) W + b) W_labels + b_labels, one for every document.  BERT: pooler and classifier; RoBERTa: its classification head.
+  """norm(act(pool(x) W + b)) W_labels + b_labels, one for every document.  BERT: pooler and classifier; RoBERTa: its classification head.
 
   labels: classes, 1 for regression; 0: the pooled vector is what comes out (BERT's pooler alone).
   activation: 'tanh', or one of the channel mixers'.  pooling: 'first' (the [CLS]) or 'mean' over the document's tokens.
+  bias: b (not in ModernBERT).  norm: before the last map (ModernBERT), or None.
   dropout: before the last map, where a key is given (RoBERTa drops before both).
   start: standard deviation of the matrices' first values.
   """
   labels: int
   activation: str = 'tanh'
   pooling: str = 'first'
+  bias: bool = True
+  norm: LayerNorm | None = None
   dropout: float = 0.1
   start: float = 0.02
 
@@ -143,7 +146,9 @@ class Classifier:
       raise ValueError(f'Classifier: labels={self.labels} must be at least 0')
 
   def params(self, width: int):
-    tree = dict(w_pool=Param((width, width), ('width', 'inner'), inits.normal(self.start)), b_pool=vector(width, None))
+    tree = dict(w_pool=Param((width, width), ('width', 'inner'), inits.normal(self.start)))
+    tree |= dict(b_pool=vector(width, None)) if self.bias else {}
+    tree |= dict(norm=self.norm.params(width)) if self.norm else {}
     return tree if not self.labels else tree | dict(
         weight=Param((width, self.labels), ('width', None), inits.normal(self.start)), bias=vector(self.labels, None))
 
@@ -162,7 +167,9 @@ class Classifier:
   def apply(self, params, x: jax.Array, segment_ids: jax.Array | None = None, documents: int = 1, key: jax.Array | None = None) -> jax.Array:
     """x [batch, time, width] -> float32 [batch, documents, labels], or the pooled vectors where labels is 0."""
     params = jax.tree.map(lambda a: a.astype(x.dtype), params)
-    h = activation(self.activation)(project(self.pooled(x, segment_ids, documents), params['w_pool']) + params['b_pool'])
+    h = project(self.pooled(x, segment_ids, documents), params['w_pool'])
+    h = activation(self.activation)(h + params['b_pool'] if self.bias else h)
+    h = self.norm.apply(params['norm'], h) if self.norm else h
     wide = jnp.promote_types(x.dtype, jnp.float32)
     if not self.labels:
       return h.astype(wide)
