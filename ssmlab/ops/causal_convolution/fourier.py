@@ -18,14 +18,14 @@ def fast_length(least: int) -> int:
   return best
 
 
-def forward(u: jax.Array, h: jax.Array) -> jax.Array:
+def forward(u: jax.Array, h: jax.Array, document: None = None) -> jax.Array:
   """y[t] = sum_j h[t - j] u[j].  The length leaves room for every lag: a shorter one would be circular."""
   time, n = u.shape[-1], fast_length(u.shape[-1] + h.shape[-1] - 1)
   spectrum = jnp.fft.rfft(u, n) * jnp.fft.rfft(h, n)
   return jnp.fft.irfft(spectrum, n)[..., :time]
 
 
-def backward(u: jax.Array, h: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def backward(u: jax.Array, h: jax.Array, document: None, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
   """du[j] = sum_t h[t - j] dy[t] and dh[k] = sum over batch, shared axes and t of dy[t] u[t - k]."""
   (time, taps), n = (u.shape[-1], h.shape[-1]), fast_length(u.shape[-1] + h.shape[-1] - 1)
   spectrum = jnp.fft.rfft(dy, n)
@@ -34,11 +34,26 @@ def backward(u: jax.Array, h: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.
   return du, jnp.fft.irfft(dh, n)[:, None, :taps]
 
 
+@jax.custom_vjp
 def across(left: jax.Array, h: jax.Array) -> jax.Array:
   """What `width` inputs give to the `width` outputs right behind them: out[j] = sum_k left[k] h[width + j - k].
 
-  left: [..., width].  h: [..., at most 2 width taps].  A length of 2 width is enough: what wraps around falls on the first half.
+  left: [..., width].  h: [..., at most 2 width taps], with as many axes.  A length of 2 width is enough: what wraps around falls on the first half.
   """
   width = left.shape[-1]
   n = fast_length(2 * width)
   return jnp.fft.irfft(jnp.fft.rfft(left, n) * jnp.fft.rfft(h, n), n)[..., width:2 * width]
+
+
+def _across_gradient(saved, dy):
+  left, h = saved
+  width = left.shape[-1]
+  n = fast_length(2 * width)
+  spectrum = jnp.fft.rfft(jnp.pad(dy, ((0, 0),) * (dy.ndim - 1) + ((width, 0),)), n)
+  dleft = jnp.fft.irfft(spectrum * jnp.conj(jnp.fft.rfft(h, n)), n)[..., :width]
+  shared = tuple(axis for axis in range(-dy.ndim, -1) if axis < -h.ndim or h.shape[axis] == 1)
+  dh = jnp.sum(spectrum * jnp.conj(jnp.fft.rfft(left, n)), axis=shared, keepdims=True)
+  return dleft, jnp.fft.irfft(dh, n)[..., :h.shape[-1]].reshape(h.shape)
+
+
+across.defvjp(lambda left, h: (across(left, h), (left, h)), _across_gradient)

@@ -19,7 +19,7 @@ def _blocks(x: jax.Array, size: int) -> jax.Array:
   return x.reshape(x.shape[:-1] + (blocks, size))
 
 
-def forward(u: jax.Array, h: jax.Array) -> jax.Array:
+def forward(u: jax.Array, h: jax.Array, document: None = None) -> jax.Array:
   """y[t] = sum_j h[t - j] u[j]: every block's convolution is longer than the block, and its end is added to the next blocks' beginnings."""
   time = u.shape[-1]
   n, size = _sizes(time, h.shape[-1])
@@ -31,7 +31,7 @@ def forward(u: jax.Array, h: jax.Array) -> jax.Array:
   return kept.reshape(u.shape[:-1] + (-1,))[..., :time]
 
 
-def backward(u: jax.Array, h: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def backward(u: jax.Array, h: jax.Array, document: None, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
   """du[j] = sum_t h[t - j] dy[t] and dh[k] = sum over batch, shared axes and t of dy[t] u[t - k], a block of u against dy up to taps - 1 later."""
   time, taps = u.shape[-1], h.shape[-1]
   n, size = _sizes(time, taps)
