@@ -48,6 +48,13 @@ class Sampling:
 
 
 @functools.lru_cache(maxsize=32)
+def _prepared(model, length: int | None):
+  """The model with what does not depend on the tokens (long filters) done before the first of them, and the function of its parameters."""
+  other, turned = model.for_generation(length)
+  return (model, lambda params: params) if other == model else (other, jax.jit(turned))
+
+
+@functools.lru_cache(maxsize=32)
 def _compiled(model, sampling: Sampling):
   """(read: tokens into a state, step: draw one token and read it), compiled once per model and way of drawing."""
   def read(params, tokens, state, segment_ids):
@@ -88,12 +95,15 @@ def stream(model, params, prompt_tokens, max_new_tokens: int, *, temperature: fl
     raise ValueError('an empty prompt needs a state to continue from')
   if rows and max(rows, key=len).size and max(int(row.max()) for row in rows if row.size) >= model.vocab:
     raise ValueError(f'the prompt holds ids beyond the vocabulary of {model.vocab}')
-  read_before = 0 if state is None or 'position' not in state else int(state['position'].max())
+  read_before = max((int(count.max()) for count in ([] if state is None else _leaves(state, 'read') + [state.get('position', np.zeros(1))])), default=0)
   _check_length(model, read_before + max(len(row) for row in rows), max_new_tokens)
   tokens, ids = _padded(rows, model.max_length)
+  total = None if state is not None else tokens.shape[1] + max_new_tokens
+  model, turned = _prepared(model, total)
+  params = turned(params)
   read, step = _compiled(model, Sampling(temperature, top_k, top_p))
   if state is None:
-    state = model.init_state(len(rows), tokens.shape[1] + max_new_tokens)
+    state = model.init_state(len(rows), total)
   else:
     if state['segment'].shape[0] != len(rows):
       raise ValueError(f'the state is of {state["segment"].shape[0]} sequences, the prompt of {len(rows)}')
@@ -114,11 +124,15 @@ def _check_length(model, prompt: int, new: int) -> None:
     raise ValueError(f'a prompt of {prompt} tokens and {new} new ones are more than the {model.max_length} that the model can read')
 
 
+def _leaves(state, name: str) -> list[jax.Array]:
+  return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if getattr(path[-1], 'key', None) == name]
+
+
 def _check_room(state, new: int) -> None:
-  """An attention cache has a fixed number of slots; the longest one of the model bounds what can still be read."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  of = lambda name: [leaf for path, leaf in leaves if getattr(path[-1], 'key', None) == name]
+  """An attention cache has a fixed number of slots; the longest one of the model bounds what can still be read.  So has a long filter's history."""
+  of = lambda name: _leaves(state, name)
   room = max((held.shape[-1] - int(written.max()) for held, written in zip(of('held'), of('written'))), default=None)
+  room = min([inputs.shape[read.ndim] - int(read.max()) for inputs, read in zip(of('inputs'), of('read'))], default=room)
   if room is not None and new > room:
     raise ValueError(f'the state has room for {room} more tokens, but {new} are wanted; make it with a larger max_length')
 

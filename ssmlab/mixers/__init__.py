@@ -12,6 +12,7 @@ document of the call's first real token; where a later token's segment id differ
 A new mixer is a new file here with an instance TINY at its foot; the contract test finds it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,6 +35,12 @@ class Mixer:
     leaves = jax.tree.leaves(self.params(width), is_leaf=lambda x: isinstance(x, Param))
     return 2 * sum(p.size for p in leaves if len(p.shape) > 1)
 
+  def for_generation(self, length: int | None) -> tuple['Mixer', Callable[[Any], Any]]:
+    """A mixer, and a function that turns this one's parameters into its: the same outputs and states, but what does not depend on the input
+    is done once and for all.  length: tokens that a state will read, None where that is not known.
+    """
+    return self, _same
+
   def signals(self, x: jax.Array) -> dict[str, Any]:
     """Arrays that travel beside x from block to block, as they are before the first block.  x: [batch, time, width]."""
     return {}
@@ -42,3 +49,7 @@ class Mixer:
     """`apply` for a mixer that reads or writes signals: returns (y, state, signals)."""
     y, state = self.apply(params, x, state, segment_ids=segment_ids)
     return y, state, signals
+
+
+def _same(params):
+  return params

@@ -79,6 +79,10 @@ class Hyena(Mixer):
     channels, shared = (width, ()) if self.heads == 1 else (self.heads, (size, size))
     return tails | {f'long_{o}': self._filter.init_state(channels, batch, max_length, shared) for o in range(self.order - 1)}
 
+  def for_generation(self, length: int | None):
+    made, turn = self._filter.for_generation(length)
+    return dataclasses.replace(self, filter=made), lambda params: params | dict(filter=turn(params['filter']))
+
   def flops(self, width: int, length: int) -> float:
     """The filter as made for one sequence; a batch shares it."""
     channels, short = self._channels(width), 2 * self.conv_width * (self.order + 1) * width

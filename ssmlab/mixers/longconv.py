@@ -40,6 +40,10 @@ class LongConv(Mixer):
   def init_state(self, width: int, batch: int, max_length: int):
     return self._filter.init_state(width, batch, max_length)
 
+  def for_generation(self, length: int | None):
+    made, turn = self._filter.for_generation(length)
+    return dataclasses.replace(self, filter=made), lambda params: params | dict(filter=turn(params['filter']))
+
   def flops(self, width: int, length: int) -> float:
     return 4 * width * width + 2 * width + self._filter.flops(width, length)
 

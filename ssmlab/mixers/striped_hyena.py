@@ -57,6 +57,10 @@ class StripedHyena(Mixer):
   def init_state(self, width: int, batch: int, max_length: int):
     return dict(conv=jnp.zeros((batch, self.conv_width - 1, 3 * width), jnp.float32), long=self._filter.init_state(width, batch, max_length))
 
+  def for_generation(self, length: int | None):
+    made, turn = self._filter.for_generation(length)
+    return dataclasses.replace(self, filter=made), lambda params: params | dict(filter=turn(params['filter']))
+
   def flops(self, width: int, length: int) -> float:
     return 8 * width * width + 6 * self.conv_width * width + 4 * width + self._filter.flops(width, length)
 

@@ -4,6 +4,7 @@ Blocks are pre-norm: x += mixer(norm(x)), then x += channel(norm(x)).  How they 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -140,6 +141,20 @@ class LM(Stack):
       segment = jnp.where(read, take(segment_ids), state['segment'])
       last = jnp.where(read[:, None], take(x), state['hidden'].astype(x.dtype))
     return after | dict(segment=segment, hidden=last.astype(jnp.float32))
+
+  def for_generation(self, length: int | None) -> tuple['LM', Callable[[Any], Any]]:
+    """(model, function from this one's parameters to its): see Mixer.for_generation."""
+    of = {block.mixer: block.mixer.for_generation(length) for block in self.blocks}
+    pattern = tuple(Block(of[block.mixer][0], block.channel) for block in self._pattern)
+
+    def turned(params):
+      groups = {}
+      for name, (blocks, _) in self._groups().items():
+        turns = [of[block.mixer][1] for block in blocks]
+        groups[name] = {str(i): params[name][str(i)] | dict(mixer=(jax.vmap(turn) if name == 'blocks' else turn)(params[name][str(i)]['mixer']))
+                        for i, turn in enumerate(turns)}
+      return params | groups
+    return dataclasses.replace(self, pattern=pattern), turned
 
   # What it costs.
 

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from ssmlab.core.params import init
+from ssmlab.eval.generate import generate
 from ssmlab.layers.filters import ExplicitFilter, ImplicitFilter, ModalFilter
+from ssmlab.layers.norms import LayerNorm
 from ssmlab.mixers.hyena import Hyena
+from ssmlab.models.lm import LM
 
 WIDTH, BATCH, TIME = 8, 2, 37
 FILTER = ImplicitFilter(l_max=40, emb_dim=5, width=8, frequency=6.0)
-CASES = {'order 2': Hyena(FILTER), 'order 4': Hyena(dataclasses.replace(FILTER, form='epoched'), order=4, conv_width=4),
+CASES = {'order 2': Hyena(FILTER), 'order 4': Hyena(dataclasses.replace(FILTER, form='tiled'), order=4, conv_width=4),
          'two heads': Hyena(FILTER, heads=2), 'distilled': Hyena(ModalFilter(modes=3), order=3)}
 CARRIED = 2e-6               # states are float32, whatever the rest is
 
@@ -121,3 +124,29 @@ def test_a_longer_call_than_the_filter_names_both():
       mixer.apply(params, jnp.zeros((1, 9, WIDTH)), state)
   assert mixer.max_length == 8 and Hyena().max_length is None
   assert mixer.init_state(WIDTH, 1, 20)['long_0']['inputs'].shape[1] == 8
+
+
+@pytest.mark.parametrize('mixer', [Hyena(FILTER, order=3), Hyena(dataclasses.replace(FILTER, form='direct'), heads=2)], ids=['order 3', 'two heads'])
+def test_generation(mixer):
+  """The filter is made once, not at every token; tokens are those of reading everything again; what does not fit is refused."""
+  model = LM(vocab=17, width=WIDTH, depth=3, pattern=(mixer, Hyena(ModalFilter())), norm=LayerNorm())
+  params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), init(jax.random.key(0), model.params()))
+  prompt = np.arange(2 * 5, dtype=np.int32).reshape(2, 5)
+  tokens, state = generate(model, params, prompt, 9, temperature=0.0)
+  read = jax.jit(model.apply)
+  whole = np.concatenate([prompt, tokens], axis=1)
+  np.testing.assert_array_equal(np.argmax(read(params, whole)[0], axis=-1)[:, 4:-1], tokens)
+  step = lambda model, params: str(jax.make_jaxpr(model.apply)(params, prompt[:, :1], model.init_state(2, 14)))
+  made, turned = model.for_generation(14)
+  assert ' sin ' in step(model, params) and step(made, turned(params)).count(' sin ') < step(model, params).count(' sin ')
+  state = model.init_state(2, 40)
+  first, state = generate(model, params, prompt, 4, temperature=0.0, state=state)
+  more, state = generate(model, params, [[], []], 5, temperature=0.0, state=state)
+  np.testing.assert_array_equal(np.concatenate([first, more], axis=1), tokens)
+  with pytest.raises(ValueError, match='prompt of 5 tokens and 36 new ones are more than the 40'):
+    generate(model, params, prompt, 36)
+  with pytest.raises(ValueError, match='prompt of 14 tokens and 27 new ones are more than the 40'):
+    generate(model, params, [[], []], 27, state=state)
+  small = generate(model, params, prompt, 1, state=model.init_state(2, 8))[1]
+  with pytest.raises(ValueError, match='room for 2 more tokens, but 3 are wanted'):
+    generate(model, params, [[], []], 3, state=small)

@@ -1,10 +1,13 @@
 """What the long filters share."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from ssmlab.ops import segments
 from ssmlab.ops.causal_convolution import causal_convolution
 from ssmlab.ops.causal_convolution.streaming import FORMS, init_stream, stream
 
@@ -13,6 +16,10 @@ class LongFilter:
   """Base of the long filters; see the package's docstring."""
 
   max_length: int | None = None
+
+  def for_generation(self, length: int | None) -> tuple['LongFilter', Callable[[Any], Any]]:
+    """As Mixer.for_generation."""
+    return self, lambda params: params
 
   def apply(self, params, u: jax.Array, state: Any = None, segment_ids: jax.Array | None = None) -> tuple[jax.Array, Any]:
     """sum over j <= t of taps[t - j] u[j], and the state after the tokens (None without one)."""
@@ -46,7 +53,8 @@ class TappedFilter(LongFilter):
     return length
 
   def init_state(self, channels: int, batch: int, max_length: int, shared: tuple[int, ...] = ()):
-    return init_stream(batch, min(max_length, self.l_max), (channels, *shared), self.form)
+    """`read` counts the current document's tokens, for whoever wants to know how many still fit."""
+    return init_stream(batch, min(max_length, self.l_max), (channels, *shared), self.form) | dict(read=jnp.zeros((batch,), jnp.int32))
 
   def kernel(self, params, time: int, state=None) -> jax.Array:
     self.within(time)
@@ -55,7 +63,9 @@ class TappedFilter(LongFilter):
   def convolve(self, kernel: jax.Array, u: jax.Array, state=None, segment_ids: jax.Array | None = None):
     if state is None:
       return causal_convolution(u, kernel, segment_ids=segment_ids), None
-    return stream(state, u, kernel, segment_ids=segment_ids, form=self.form)
+    _, read = segments.positions(segment_ids, u.shape[1], state['read'])
+    y, state = stream({name: leaf for name, leaf in state.items() if name != 'read'}, u, kernel, segment_ids=segment_ids, form=self.form)
+    return y, state | dict(read=read)
 
   def flops(self, channels: int, length: int, shared: int = 1) -> float:
     """The filter's own making, and the FFTs' 5 n log2 n each way (Hyena's appendix A.2), a multiply-add being two."""

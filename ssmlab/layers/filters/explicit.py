@@ -27,7 +27,7 @@ class ExplicitFilter(TappedFilter):
   threshold: float = 0.003
   decaying: bool = True
   rate: float = 0.1
-  form: str = 'tiled'
+  form: str = 'epoched'
 
   def __post_init__(self):
     super().__post_init__()
