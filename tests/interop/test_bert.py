@@ -1,7 +1,6 @@
 """Encoders and GPT-2 of published files: round trips, files of several ages and classes, what is refused."""
 
 import json
-import os
 import pathlib
 
 import jax
@@ -14,14 +13,13 @@ from ssmlab.core.config import UserError
 from ssmlab.interop import pretrained
 from ssmlab.models.encoder import Encoder
 
-TESTS = pathlib.Path(__file__).parents[1]
-FOLDERS = TESTS / 'golden' / 'data', pathlib.Path(os.environ.get('SSMLAB_GOLDEN', TESTS.parents[1] / 'shared' / 'golden'))
-SYSTEMS = {'bert': 'bert-hf', 'roberta': 'roberta-hf', 'mosaicbert': 'mosaicbert', 'modernbert': 'modernbert-hf', 'gpt2': 'gpt2-hf'}
+DATA = pathlib.Path(__file__).parents[1] / 'golden' / 'data'
+SYSTEMS = {'bert': 'bert-hf-small', 'roberta': 'roberta-hf-small', 'mosaicbert': 'mosaicbert', 'modernbert': 'modernbert-hf-small', 'gpt2': 'gpt2-hf-small'}
 
 
 def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
   """(config.json, parameters)."""
-  path = next(folder / SYSTEMS[name] for folder in FOLDERS if (folder / f'{SYSTEMS[name]}.json').is_file())
+  path = DATA / SYSTEMS[name]
   meta, tensors = json.loads(path.with_suffix('.json').read_text()), load_file(path.with_suffix('.safetensors'))
   return {'model_type': 'bert'} | meta['config'], {key.removeprefix('param/'): value for key, value in tensors.items() if key.startswith('param/')}
 
@@ -70,7 +68,7 @@ def test_old_and_bare_files():
   config, tensors = golden('bert')
   expected = build('bert', config, tensors)[1]
   old = {key.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): value for key, value in tensors.items()}
-  old |= {'cls.seq_relationship.weight': np.zeros((2, 64), np.float32), 'bert.embeddings.position_ids': np.arange(40)[None],
+  old |= {'cls.seq_relationship.weight': np.zeros((2, 16), np.float32), 'bert.embeddings.position_ids': np.arange(20)[None],
           'cls.predictions.decoder.weight': tensors['bert.embeddings.word_embeddings.weight']}
   _, params, ignored = build('bert', config, old)
   assert equal(params, expected) and len(ignored) == 3
@@ -83,7 +81,7 @@ def test_old_and_bare_files():
   composer = {f'model.{key}': value for key, value in tensors.items()}
   assert equal(build('mosaicbert', config, composer)[1], build('mosaicbert', config, tensors)[1])
   config, tensors = golden('gpt2')
-  hub = {key.removeprefix('transformer.'): value for key, value in tensors.items()} | {'h.0.attn.bias': np.ones((1, 1, 48, 48), np.float32)}
+  hub = {key.removeprefix('transformer.'): value for key, value in tensors.items()} | {'h.0.attn.bias': np.ones((1, 1, 24, 24), np.float32)}
   _, params, ignored = build('gpt2', config, hub)
   assert equal(params, build('gpt2', config, tensors)[1]) and ignored == ['transformer.h.0.attn.bias']
 
@@ -101,7 +99,7 @@ def test_modernbert_as_published():
 
 def test_an_untied_head():
   config, tensors = golden('bert')
-  weight = np.random.default_rng(0).normal(size=(101, 64)).astype(np.float32)
+  weight = np.random.default_rng(0).normal(size=(61, 16)).astype(np.float32)
   model, params, _ = build('bert', config, tensors | {'cls.predictions.decoder.weight': weight})
   assert not model.head.tied and np.array_equal(params['head']['weight'].T, weight)
   assert np.array_equal(pretrained.export(model, params, 'bert')['cls.predictions.decoder.weight'], weight)
@@ -118,18 +116,18 @@ def test_what_cannot_be_computed_is_refused(name, field, value):
 def test_gpt2_has_as_many_positions_as_its_table():
   config, tensors = golden('gpt2')
   model, params, _ = build('gpt2', config, tensors)
-  with pytest.raises(ValueError, match='49 tokens, but embedding.positions=48'):
-    model.apply(params, np.zeros((1, 49), np.int32))
+  with pytest.raises(ValueError, match='25 tokens, but embedding.positions=24'):
+    model.apply(params, np.zeros((1, 25), np.int32))
 
 
 def test_gpt2_decodes_to_the_end_of_its_table_and_no_further():
   config, tensors = golden('gpt2')
   model, params, _ = build('gpt2', config, tensors)
-  first, state = ssmlab.generate(model, params, [list(range(1, 41))], 4, temperature=0, max_length=60)
+  first, state = ssmlab.generate(model, params, [list(range(1, 17))], 4, temperature=0, max_length=30)
   more, _ = ssmlab.generate(model, params, [[]], 4, temperature=0, state=state)
-  whole, _ = ssmlab.generate(model, params, [list(range(1, 41))], 8, temperature=0)
+  whole, _ = ssmlab.generate(model, params, [list(range(1, 17))], 8, temperature=0)
   assert np.concatenate([first, more], axis=1).tolist() == whole.tolist()
-  with pytest.raises(ValueError, match='44 tokens and 5 new ones are more than the 48'):
+  with pytest.raises(ValueError, match='20 tokens and 5 new ones are more than the 24'):
     ssmlab.generate(model, params, [[]], 5, temperature=0, state=state)
 
 
@@ -138,7 +136,7 @@ def test_modernbert_with_a_classifier():
   config, tensors = golden('modernbert')
   random = np.random.default_rng(0)
   fine_tuned = {key: value for key, value in tensors.items() if key != 'decoder.bias'}
-  fine_tuned |= {'classifier.weight': random.normal(size=(3, 64)).astype(np.float32), 'classifier.bias': random.normal(size=3).astype(np.float32)}
+  fine_tuned |= {'classifier.weight': random.normal(size=(3, 16)).astype(np.float32), 'classifier.bias': random.normal(size=3).astype(np.float32)}
   model, params, _ = build('modernbert', config | dict(classifier_pooling='mean'), fine_tuned)
   assert model.head is None and (model.classifier.labels, model.classifier.pooling, model.classifier.norm.bias) == (3, 'mean', False)
   out = pretrained.export(model, params, 'modernbert')
