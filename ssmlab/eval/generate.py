@@ -132,7 +132,8 @@ def _check_room(state, new: int) -> None:
   """An attention cache has a fixed number of slots; the longest one of the model bounds what can still be read.  So has a long filter's history."""
   of = lambda name: _leaves(state, name)
   room = max((held.shape[-1] - int(written.max()) for held, written in zip(of('held'), of('written'))), default=None)
-  room = min([inputs.shape[read.ndim] - int(read.max()) for inputs, read in zip(of('inputs'), of('read'))], default=room)
+  rooms = [inputs.shape[read.ndim] - int(read.max()) for inputs, read in zip(of('inputs'), of('read'))] + ([] if room is None else [room])
+  room = min(rooms, default=None)
   if room is not None and new > room:
     raise ValueError(f'the state has room for {room} more tokens, but {new} are wanted; make it with a larger max_length')
 
