@@ -22,6 +22,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 IDS = np.array([[1] * 8 + [2] + [3] * 12, [0, 0] + [4] * 7 + [0] * 2 + [4] * 5 + [6] * 3 + [0] * 2], np.int32)
 
 
+compiled = jax.jit(causal_convolution, static_argnames='implementation')
+
+
 def draw(seed, *shape):
   return np.random.default_rng(seed).normal(size=shape)
 
@@ -51,11 +54,11 @@ def close(got, want, tolerance=1e-6):
 
 
 @pytest.mark.parametrize('implementation', ('auto', 'direct', 'fft', 'overlap_add'))
-@pytest.mark.parametrize('time, taps', ((1, 1), (1, 5), (7, 3), (50, 50), (50, 80), (130, 40), (300, 7)))
+@pytest.mark.parametrize('time, taps', ((1, 1), (1, 5), (50, 50), (50, 80), (130, 40), (300, 7)))
 def test_forms_equal_the_definition(implementation, time, taps):
   u, h = draw(time, 2, time, 3, 2).astype('f'), draw(taps, taps, 3).astype('f')
-  close(causal_convolution(u, h, implementation=implementation), definition(u, h))
-  close(causal_convolution(u[..., 0], h, implementation=implementation), definition(u[..., 0], h))
+  close(compiled(u, h, implementation=implementation), definition(u, h))
+  close(compiled(u[..., 0], h, implementation=implementation), definition(u[..., 0], h))
 
 
 def packed_ids(time, documents, seed):
@@ -67,10 +70,10 @@ def packed_ids(time, documents, seed):
 
 
 @pytest.mark.parametrize('implementation', ('auto', 'direct'))
-@pytest.mark.parametrize('time, taps, documents', ((1, 1, 1), (21, 21, 3), (21, 3, 3), (130, 130, 1), (301, 301, 4), (600, 250, 3), (600, 600, 40)))
+@pytest.mark.parametrize('time, taps, documents', ((1, 1, 1), (21, 21, 3), (21, 3, 3), (130, 130, 1), (301, 301, 4), (600, 250, 40)))
 def test_packed_is_separate(implementation, time, taps, documents):
   u, h, ids = draw(1, 2, time, 2, 2).astype('f'), draw(2, taps, 2).astype('f'), packed_ids(time, documents, time)
-  close(causal_convolution(u, h, segment_ids=jnp.asarray(ids), implementation=implementation), by_document(u, h, ids))
+  close(compiled(u, h, segment_ids=jnp.asarray(ids), implementation=implementation), by_document(u, h, ids))
 
 
 def test_padding_is_neither_read_nor_written():
@@ -90,22 +93,22 @@ def test_gradient_is_that_of_differences(implementation, packed, taps):
     check_grads(jax.jit(f), (jnp.asarray(draw(3, 2, 21, 3, 2)), jnp.asarray(draw(4, taps, 3))), order=1, modes=['rev'], eps=1e-5, atol=1e-6, rtol=1e-6)
 
 
-def test_packed_gradient_is_separate():
-  """Over every level: matrices and FFTs.  One document alone per row gives the plain form's gradients."""
+def test_packed_gradient_is_that_of_the_matrix():
+  """Over every level, products with matrices and FFTs: against the dense lower triangular matrix of each row."""
+  time, ids = 400, packed_ids(400, 3, 0)
+  u, h, weight = draw(1, 2, time, 2), draw(2, time, 2), draw(3, 2, time, 2)
+  lag = np.arange(time)[:, None] - np.arange(time)
+  du, dh = np.zeros_like(u), np.zeros_like(h)
+  for row in range(2):
+    reach = (lag >= 0) & (ids[row][:, None] == ids[row]) & (ids[row] != 0)
+    for channel in range(2):
+      du[row, :, channel] = (reach * h[np.maximum(lag, 0), channel]).T @ weight[row, :, channel]
+      np.add.at(dh[:, channel], lag[reach], np.outer(weight[row, :, channel], u[row, :, channel])[reach])
   with jax.enable_x64(True):
-    time, ids = 700, packed_ids(700, 3, 0)
-    u, h, weight = jnp.asarray(draw(1, 2, time, 2)), jnp.asarray(draw(2, time, 2)), jnp.asarray(draw(3, 2, time, 2))
-    packed = jax.grad(lambda u, h: jnp.sum(weight * causal_convolution(u, h, segment_ids=jnp.asarray(ids))), argnums=(0, 1))(u, h)
-
-    def separate(u, h):
-      total = 0.
-      for row in range(2):
-        for document in range(1, 4):
-          where = np.flatnonzero(ids[row] == document)
-          total += jnp.sum(weight[row, where] * causal_convolution(u[row:row + 1, where], h, implementation='fft')[0])
-      return total
-    for got, want in zip(packed, jax.grad(separate, argnums=(0, 1))(u, h)):
-      close(got, want, 1e-12)
+    value = lambda u, h: jnp.sum(weight * causal_convolution(u, h, segment_ids=jnp.asarray(ids)))
+    got = jax.jit(jax.grad(value, argnums=(0, 1)))(jnp.asarray(u), jnp.asarray(h))
+  close(got[0], du, 1e-12)
+  close(got[1], dh, 1e-12)
 
 
 def test_second_derivative():

@@ -20,8 +20,9 @@ def causal_convolution(u: jax.Array, h: jax.Array, *, segment_ids: jax.Array | N
   h: [taps, channels], float32; every entry of the shared axes is convolved with its channel's filter.  Taps beyond `time` are out of reach,
     lags beyond `taps` count zero.
   segment_ids: int32 [batch, time] or None, see `ops.segments`.  Padding (id 0) is not read and its y is 0.
-  implementation: 'direct' is the definition, lag by lag; 'fft' transforms the whole row; 'overlap_add' transforms blocks of it, for filters much
-    shorter than the row; 'auto' chooses.
+  implementation: 'direct' is the definition, lag by lag; 'fft' transforms the whole row; 'overlap_add' transforms blocks of it, in less memory where
+    the filter is much shorter than the row; 'auto' is direct up to 4 taps and fft beyond.  With segment_ids the last three take `documents`
+    (recursive halving, exact, about three times an FFT) instead of one FFT.
 
   Returns y in u's shape and dtype.  Arithmetic is float32 (float64 where an input is).  FFTs err in proportion to the largest value of a row,
   about 3e-7 of it, also at earlier tokens.  Reverse-mode gradients only.

@@ -3,8 +3,9 @@
 The partitioner gathers an FFT's operand on every device, even where only batch or channels are split (jax issue 13081), so this is said by
 `jax.shard_map`.  Where time is split, an all-to-all turns shards of time into shards of channels and another one turns the outputs back.
 
-The alternative, a four-step FFT over shards of time (jax-stack.md, section 5), moves complex numbers, twice the time for its zero padding and the
-filter too.
+The alternative, a four-step FFT over shards of time, moves complex numbers at twice the length for the zero padding, and the filter too: at
+[4, 4096, 256] over eight shards 6 all-to-alls of 25.7 MB per device forward, 12 of 51.4 MB with the gradient, where the swap has 2 of 4.2 MB and 4
+of 8.4 (compiled HLO, jax 0.10.2).  It would keep all devices busy with fewer channels than shards, where the swap leaves some with zeros.
 """
 
 from collections.abc import Callable
