@@ -122,8 +122,8 @@ def hyena_of(config: dict, tensors: Arrays, at: str) -> Hyena:
 
 
 def h3_of(config: dict, tensors: Arrays, at: str) -> H3:
-  """config: the authors' arguments of H3 and of its diagonal kernel."""
-  for name, value in (('mode', 'diag'), ('real_type', 'exp'), ('l_max', None), ('bandlimit', None), ('force_real', False)):
+  """config: the authors' arguments of H3 and of its diagonal kernel.  Theirs cuts the filters at l_max, if there is one; ours go on."""
+  for name, value in (('mode', 'diag'), ('real_type', 'exp'), ('bandlimit', None), ('force_real', False)):
     fields.only(config, name, value)
   width, heads = _sized(tensors, f'{at}ssm_k_D', 1)[0], _sized(tensors, f'{at}D', 1)[0]
   state = _sized(tensors, f'{at}ssm_k_kernel.kernel.B', 2)[1]
