@@ -56,7 +56,8 @@ class H3(Mixer):
     tree = dict(
         shift_b=Param(taps, ('state', 'inner'), first, weight_decay=False, full_precision=True),
         shift_c=Param(taps, ('state', 'inner'), inits.uniform(-self.state ** -0.5, self.state ** -0.5), full_precision=True),
-        shift_skip=Param((width,), ('inner',), inits.normal(1.0)), filter=self._filter.params(heads), skip=Param((heads,), ('inner',), inits.normal(1.0)),
+        shift_skip=Param((width,), ('inner',), inits.normal(1.0)),
+        filter=self._filter.params(heads), skip=Param((heads,), ('inner',), inits.normal(1.0)),
         w_out=Param((width, width), ('inner', 'width'), start), b_out=vector(width, None))
     for name in 'qkv':
       tree |= {f'w_{name}': Param((width, width), ('width', 'inner'), start), f'b_{name}': vector(width, 'inner')}

@@ -28,6 +28,7 @@ class ImplicitFilter(TappedFilter):
   normalised: every time step is divided by the sum of |h| over channels (the authors', off in every published model).
   rate, position_rate, window_rate: factors on the learning rate of the network, of z and of delta; 0 makes z or delta a constant.
   form: how single tokens are read, 'direct', 'epoched' or 'tiled' (ops.causal_convolution.stream); the state's layout depends on it.
+    A token through 4 layers of width 256 takes a CPU 1.5 ms epoched, 3.0 direct, 2.6 tiled at 512 tokens, and 6, 9 and 21 at 2048.
   """
   l_max: int
   emb_dim: int = 33
@@ -43,7 +44,7 @@ class ImplicitFilter(TappedFilter):
   rate: float = 1.0
   position_rate: float = 1.0
   window_rate: float = 0.0
-  form: str = 'epoched'        # 4 layers of 256, CPU: 1.5 ms of its time a token at 512 tokens, 6.2 at 2048; direct 3.0 and 9.3, tiled 2.6 and 21 (November 2026)
+  form: str = 'epoched'
 
   def __post_init__(self):
     super().__post_init__()
