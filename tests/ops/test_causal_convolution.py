@@ -90,7 +90,15 @@ def test_padding_is_neither_read_nor_written():
 def test_gradient_is_that_of_differences(implementation, packed, taps):
   with jax.enable_x64(True):
     f = functools.partial(causal_convolution, implementation=implementation, segment_ids=jnp.asarray(IDS) if packed else None)
-    check_grads(jax.jit(f), (jnp.asarray(draw(3, 2, 21, 3, 2)), jnp.asarray(draw(4, taps, 3))), order=1, modes=['rev'], eps=1e-5, atol=1e-6, rtol=1e-6)
+    given = jnp.asarray(draw(3, 2, 21, 3, 2)), jnp.asarray(draw(4, taps, 3))
+    check_grads(jax.jit(f), given, order=1, modes=['rev'], eps=1e-5, atol=1e-6, rtol=1e-6)
+
+
+def test_short_inputs_are_exactly_causal():
+  """No gradient from earlier outputs, not even a rounding error."""
+  u, h = jnp.asarray(draw(1, 1, 24, 2), jnp.float32), jnp.asarray(draw(2, 24, 2), jnp.float32)
+  for ids in (None, jnp.ones((1, 24), jnp.int32)):
+    assert not np.any(jax.grad(lambda u: jnp.sum(causal_convolution(u, h, segment_ids=ids)[:, :10]))(u)[:, 10:])
 
 
 def test_packed_gradient_is_that_of_the_matrix():
@@ -258,8 +266,8 @@ def test_stream_errors():
 
 def test_meshes_are_one_device():
   environment = dict(os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu', PYTHONPATH=str(ROOT))
-  done = subprocess.run([sys.executable, str(ROOT / 'tests' / 'ops' / 'causal_convolution_sharded.py')], capture_output=True, text=True, env=environment,
-                        timeout=600)
+  script = ROOT / 'tests' / 'ops' / 'causal_convolution_sharded.py'
+  done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=600)
   assert done.returncode == 0, done.stderr[-3000:]
   cases = {row['name']: row for row in map(json.loads, done.stdout.splitlines())}
   assert len(cases) == 9

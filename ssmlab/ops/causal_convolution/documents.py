@@ -92,6 +92,6 @@ def _by_matrix(left: jax.Array, h: jax.Array) -> jax.Array:
   """fourier.across as a product with a Toeplitz matrix.  left: [batch, channels, shared, blocks, width].  h: [channels, taps]."""
   width = left.shape[-1]
   taps = jnp.pad(h[:, 1:2 * width], ((0, 0), (0, 1 + max(2 * width - h.shape[1], 0))))            # lags 1 .. 2 width - 1, and a zero
-  # Rows of 2 width - 1 cut from repetitions of 2 width: each begins one tap later than the one above.  An index array would make the gradient a scatter.
+  # Rows of 2 width - 1 cut from repetitions of 2 width: each begins one tap later than the one above.  Indices would make the gradient a scatter.
   rows = jnp.tile(taps, width)[:, :width * (2 * width - 1)].reshape(-1, width, 2 * width - 1)
   return jnp.einsum('bcsnk,ckj->bcsnj', left, rows[..., width - 1:], precision='highest')

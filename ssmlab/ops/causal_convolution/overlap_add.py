@@ -1,4 +1,7 @@
-"""Causal convolution of a long input with a short filter, by FFTs of blocks.  Rows are [batch, channels, shared, time], filters [channels, 1, taps]."""
+"""Causal convolution of a long input with a short filter, by FFTs of blocks.
+
+Rows are [batch, channels, shared, time], filters [channels, 1, taps].
+"""
 
 import jax
 import jax.numpy as jnp
