@@ -260,6 +260,8 @@ def test_stream_errors():
   state = init_stream(1, 4, (2,), 'tiled')
   with pytest.raises(ValueError, match='of another form'):
     stream(state, jnp.zeros((1, 1, 2)), jnp.zeros((4, 2)), form='direct')
+  with pytest.raises(ValueError, match='of another form'):
+    stream(init_stream(1, 256, (2,), 'epoched'), jnp.zeros((1, 1, 2)), jnp.zeros((4, 2)), form='tiled')
   with pytest.raises(ValueError, match='u has shape'):
     stream(state, jnp.zeros((1, 1, 3)), jnp.zeros((4, 3)))
 

@@ -61,8 +61,8 @@ def stream(state: State, u: jax.Array, h: jax.Array, *, segment_ids: jax.Array |
   if u.shape[:1] + u.shape[2:] != inputs.shape[:1] + inputs.shape[2:] or h.ndim != 2 or h.shape[1:] != u.shape[2:3]:
     raise ValueError(f'u has shape {u.shape}, h {h.shape}, state inputs {inputs.shape}; expected [batch, time, channels, *shared], [taps, channels] '
                      'and [batch, ring, channels, *shared]')
-  if ('pending' in state) != (form != 'direct'):
-    raise ValueError(f'form={form!r}, but the state has {", ".join(state)}: it is of another form')
+  if ('pending' in state) != (form != 'direct') or (form == 'tiled' and state['pending'].shape != inputs.shape):
+    raise ValueError(f'form={form!r}, but the state has {", ".join(f"{name} {x.shape}" for name, x in state.items())}: it is of another form')
   if not u.shape[1]:
     return u, state
   dtype = jnp.result_type(jnp.float32, u, h, inputs)
