@@ -14,11 +14,12 @@ from ssmlab.core.config import UserError
 from ssmlab.core.params import init
 
 
-def run(models: dict[str, Any], lengths: Sequence[int], batch: int = 2, repeats: int = 3) -> list[bench.Row]:
+def run(models: dict[str, Any], lengths: Sequence[int], tokens: int = 16384, repeats: int = 3) -> list[bench.Row]:
   """One row per model's first mixer and length.
 
   models: name -> LM; the mixer is measured alone, at the model's width, float32 parameters, random inputs.
-  batch: sequences, as many at every length: what a token costs beside others of its step depends on it, above all where a loop walks the tokens.
+  tokens: in a batch, the same at every length (but one sequence at least), so that lengths differ in nothing but the length: a longer
+    batch would also leave the processor's caches.
   Columns: microseconds per token of forward and of forward + backward (best of `repeats`); of one decoding step of one sequence after
   `length` tokens; training_MiB: temporary memory of the compiled gradient; state_bytes per sequence; flops: forward FLOPs per token by
   arithmetic.
@@ -29,6 +30,7 @@ def run(models: dict[str, Any], lengths: Sequence[int], batch: int = 2, repeats:
     params = init(jax.random.key(0), mixer.params(model.width))
     params = jax.tree.map(lambda a: a + 0.01, params)                              # matrices that start at zero would be too easy
     for length in lengths:
+      batch = max(tokens // length, 1)
       rows.append(dict(mixer=name, width=model.width, batch=batch, length=length, **_measure(mixer, params, model.width, batch, length, repeats)))
   return rows
 
@@ -95,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: experiments/quickstart*.py and *_small.py, but no hybrids)')
   parser.add_argument('--lengths', type=int, nargs='+', default=[256, 1024, 4096, 16384], help='default %(default)s')
   parser.add_argument('--repeats', type=int, default=3, help='calls of which the fastest counts (default %(default)s)')
-  parser.add_argument('--batch', type=int, default=2, help='sequences, at every length (default %(default)s)')
+  parser.add_argument('--tokens', type=int, default=16384, help='in a batch, at every length (default %(default)s)')
   parser.add_argument('-o', '--output', type=pathlib.Path, default=pathlib.Path('runs/bench_mixers'), help='folder for rows.csv, rows.json and mixers.png (default %(default)s)')
   options = parser.parse_args(argv)
   folder = pathlib.Path('experiments')
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   for file in files:
     model = resolve(load_experiment(str(file)), []).model
     name = type(model.blocks[0].mixer).__name__
-    for row in run({name: model}, options.lengths, options.batch, options.repeats):
+    for row in run({name: model}, options.lengths, options.tokens, options.repeats):
       rows.append(row)
       print(f"{name} {row['length']}", file=sys.stderr, flush=True)
   for name in ('rows.json', 'rows.csv'):
