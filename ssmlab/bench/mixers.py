@@ -14,7 +14,7 @@ from ssmlab.core.config import UserError
 from ssmlab.core.params import init
 
 
-def run(models: dict[str, Any], lengths: Sequence[int], tokens: int = 16384, repeats: int = 3) -> list[bench.Row]:
+def run(models: dict[str, Any], lengths: Sequence[int], tokens: int = 32768, repeats: int = 3) -> list[bench.Row]:
   """One row per model's first mixer and length.
 
   models: name -> LM; the mixer is measured alone, at the model's width, float32 parameters, random inputs.
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: experiments/quickstart*.py and *_small.py, but no hybrids)')
   parser.add_argument('--lengths', type=int, nargs='+', default=[256, 1024, 4096, 16384], help='default %(default)s')
   parser.add_argument('--repeats', type=int, default=3, help='calls of which the fastest counts (default %(default)s)')
-  parser.add_argument('--tokens', type=int, default=16384, help='in a batch, at every length (default %(default)s)')
+  parser.add_argument('--tokens', type=int, default=32768, help='in a batch, at every length (default %(default)s)')
   parser.add_argument('-o', '--output', type=pathlib.Path, default=pathlib.Path('runs/bench_mixers'), help='folder for rows.csv, rows.json and mixers.png (default %(default)s)')
   options = parser.parse_args(argv)
   folder = pathlib.Path('experiments')
