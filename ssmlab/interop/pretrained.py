@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ssmlab.core.config import UserError
-from ssmlab.interop import bert, files, gpt2, hyena, llama, mamba, mapping, modernbert, qwen, recurrentgemma, retnet, rwkv, rwkv7, xlstm
+from ssmlab.interop import bert, calm, files, gpt2, hyena, llama, mamba, mapping, modernbert, qwen, recurrentgemma, retnet, rwkv, rwkv7, xlstm
 from ssmlab.interop.mapping import Arrays, Format
 from ssmlab.models.encoder import Encoder
 from ssmlab.models.lm import LM
@@ -24,6 +24,7 @@ FORMATS: dict[str, Format] = {
     'mamba1': mamba.MAMBA1, 'mamba2': mamba.MAMBA2, 'mamba-ssm': mamba.OWN,
     'xlstm': xlstm.FORMAT,
     'hyena-lm': hyena.HYENA, 'h3-lm': hyena.H3_FORMAT,
+    'calm-autoencoder': calm.AUTOENCODER, 'calm-lm': calm.FORMAT,
     'gpt2': gpt2.FORMAT, 'bert': bert.BERT, 'roberta': bert.ROBERTA, 'mosaicbert': bert.MOSAICBERT, 'modernbert': modernbert.FORMAT}
 
 # Fields that say how training begins or how numbers are kept, and those that the tensors' shapes say anyway.

@@ -49,6 +49,8 @@ def _activation_bytes(experiment, sizes) -> int:
   model, data = experiment.model, experiment.data
   tokens = data.batch_size * data.length // (sizes['data'] * sizes['fsdp'] * sizes['sequence'] * experiment.train.accumulate)
   itemsize = 2 if model.activations == 'bfloat16' else 4
+  if not model.blocks:                                       # a network without mixers says it itself
+    return tokens * itemsize * model.activation_width()
   block = max(sum(p.size // model.width for p in jax.tree.leaves(model._block_params(b), is_leaf=lambda x: hasattr(x, 'axes')) if len(p.shape) > 1)
               for b in model.blocks)
   kept = model.depth * model.width + block if model.remat == 'block' else model.depth * (model.width + block)

@@ -7,7 +7,7 @@ from ssmlab.core.config import UserError, override
 from ssmlab.core.mesh import MeshConfig
 from ssmlab.data import Data
 from ssmlab.eval.heldout import HeldOut
-from ssmlab.models import LM, Encoder
+from ssmlab.models import LM, Autoencoder, Encoder
 from ssmlab.tasks import NextToken
 from ssmlab.train.optimizer import AdamW
 
@@ -44,7 +44,7 @@ class Train:
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """model on data by task with optim, on mesh; evals: (name, evaluator) pairs, run at their own intervals and at the end."""
-  model: LM | Encoder
+  model: LM | Encoder | Autoencoder
   data: Data = Data()
   task: Any = NextToken()
   optim: AdamW = AdamW()

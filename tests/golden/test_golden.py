@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from block import SYSTEMS as BLOCKS
 from block import BlockRun
+from calm import SYSTEMS as CALM
+from calm import CALMRun
 from compare import Golden, files
 from encoder import run_of
 from language_model import Run, has_adapter
@@ -20,8 +22,8 @@ def examine(golden: Golden, record) -> None:
   if system in MISSING:
     record('golden', dict(file=golden.name, note='no adapter yet'))
     return
-  assert system in (*SYSTEMS, *BLOCKS) or has_adapter(system), f'{golden.name} is of system {system!r}, which nobody knows'
-  run = LayerRun(golden) if system in SYSTEMS else BlockRun(golden) if system in BLOCKS else run_of(golden)
+  assert system in (*SYSTEMS, *BLOCKS, *CALM) or has_adapter(system), f'{golden.name} is of system {system!r}, which nobody knows'
+  run = LayerRun(golden) if system in SYSTEMS else BlockRun(golden) if system in BLOCKS else CALMRun(golden) if system in CALM else run_of(golden)
   with jax.default_matmul_precision('highest'):
     try:
       run.check()
@@ -62,7 +64,7 @@ def test_a_wrong_number_and_a_tensor_that_nobody_reads_fail():
 
 @pytest.mark.parametrize('system', sorted(MISSING))
 def test_what_is_missing_has_no_adapter(system):
-  assert system not in (*SYSTEMS, *BLOCKS) and not has_adapter(system), f'{system} has an adapter: take it off tests/golden/missing.py'
+  assert system not in (*SYSTEMS, *BLOCKS, *CALM) and not has_adapter(system), f'{system} has an adapter: take it off tests/golden/missing.py'
 
 
 def test_own_files_are_there():
