@@ -51,7 +51,7 @@ class Sampling:
 def _prepared(model, length: int | None):
   """The model with what does not depend on the tokens (long filters) done before the first of them, and the function of its parameters."""
   other, turned = model.for_generation(length)
-  return (model, lambda params: params) if other == model else (other, jax.jit(turned))
+  return other, turned if other is model else jax.jit(turned)
 
 
 @functools.lru_cache(maxsize=32)

@@ -145,6 +145,8 @@ class LM(Stack):
   def for_generation(self, length: int | None) -> tuple['LM', Callable[[Any], Any]]:
     """(model, function from this one's parameters to its): see Mixer.for_generation."""
     of = {block.mixer: block.mixer.for_generation(length) for block in self.blocks}
+    if all(other == mixer for mixer, (other, _) in of.items()):
+      return self, lambda params: params
     pattern = tuple(Block(of[block.mixer][0], block.channel) for block in self._pattern)
 
     def turned(params):
