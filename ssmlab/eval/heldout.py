@@ -22,7 +22,10 @@ class HeldOut:
   final_max_tokens: int | None = None
 
   def run(self, experiment, mesh, params, final: bool) -> dict[str, float]:
-    """loss in nats per token, perplexity = exp(loss), accuracy, and bits_per_byte where the bytes behind the tokens are known."""
+    """loss in nats per token, perplexity = exp(loss), accuracy, and bits_per_byte where the bytes behind the tokens are known.
+
+    For a task without a likelihood: its loss and terms only, over what it counts.
+    """
     limit = self.final_max_tokens if final else self.max_tokens
     data, sums, count, size = experiment.data, {}, 0.0, 0
     measure = _measure(experiment.model, experiment.task, mesh)
@@ -33,7 +36,10 @@ class HeldOut:
       count += float(batch_count)
       sums = {name: sums.get(name, 0.0) + float(value) for name, value in batch_sums.items()}
     result = {name: total / count for name, total in sums.items()}
-    result |= dict(perplexity=math.exp(min(result['loss'], 700.0)), tokens=int(count))
+    result |= dict(tokens=int(count))
+    if not getattr(experiment.task, 'likelihood', True):     # a loss that is no nats has neither of the two below
+      return result
+    result |= dict(perplexity=math.exp(min(result['loss'], 700.0)))
     return result | (dict(bits_per_byte=sums['loss'] / math.log(2) / size) if size else {})
 
 

@@ -1,4 +1,6 @@
-"""CALM's first stage: chunks of tokens to vectors and back, so that the vectors stand some noise.  arXiv 2510.27688, section 2."""
+"""CALM's two stages, arXiv 2510.27688: chunks of tokens to vectors and back, so that the vectors stand some noise (section 2); then the next
+vector (section 3).  shaochenze/calm, models/modeling_autoencoder.py and modeling_energy.py.
+"""
 
 import dataclasses
 
@@ -62,3 +64,34 @@ class Autoencode:
     """Of z [batch, chunks, latent]; the largest logits never stand in memory whole."""
     x = model.expand(params, z).reshape(*targets.shape, model.width)
     return cross_entropy(lambda h: model.logits(params, h), x, targets, model.vocab, self.piece)
+
+
+@dataclasses.dataclass(frozen=True)
+class NextVector:
+  """mean over chunks that have a chunk before them, in the same document, of the head's loss (models.calm): for EnergyHead the energy score
+  between its samples and draws from the posterior of the frozen autoencoder.  arXiv 2510.27688, eq. 9-10 (there the sum; the code's mean here).
+
+  Reported beside the loss: the head's terms, for EnergyHead fidelity (samples to targets) and diversity (samples to each other).
+  A chunk belongs to the document of its first token; chunks that end in padding are not predicted.
+  The loss is no likelihood: it has no perplexity and no bits per byte, and compares only where the autoencoder is the same.
+  """
+
+  targets_are = 'next tokens'
+  likelihood = False
+
+  def loss(self, model, params, batch, key: jax.Array):
+    """(sum to differentiate, (count to divide by, sums to report)); counts are of predicted chunks.
+
+    batch: tokens, segment_ids (0: padding), int32 [batch, time], time a multiple of K.  key: of the head's noise and the posterior's.
+    """
+    tokens, ids, chunk = batch['tokens'], batch['segment_ids'], model.chunk
+    if tokens.shape[1] < 2 * chunk:
+      raise ValueError(f'NextVector: rows of {tokens.shape[1]} tokens hold no second chunk of {chunk}')
+    x, _ = model.hidden(params, tokens[:, :-chunk], segment_ids=ids[:, :-chunk])
+    terms = model.losses(params, x, tokens[:, chunk:], key)
+    document = model.chunk_ids(ids, tokens.shape[1])
+    whole = jnp.all(ids.reshape(*document.shape, chunk) != 0, axis=-1)
+    counts = (whole[:, 1:] & (document[:, 1:] == document[:, :-1])).astype(terms['loss'].dtype)
+    sums = {name: jnp.sum(value * counts) for name, value in terms.items()}
+    read = jnp.sum(ids != 0).astype(counts.dtype)
+    return sums['loss'], (jnp.sum(counts), sums | dict(tokens=read))

@@ -1,6 +1,7 @@
 """The experiment: one frozen value that says everything a run needs."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 from ssmlab.core.config import UserError, override
@@ -21,6 +22,7 @@ class Train:
   checkpoint_every: steps between checkpoints; 0: one at the end (and on SIGTERM).  keep: newest checkpoints kept, besides the best.
   profile: (first, last) steps to trace into the workdir's profile/; empty: none.
   start: workdir whose last parameters are the first values here, where both models have them (fine-tuning); '': none.
+  start_at: part of this model that the workdir's whole model becomes, e.g. 'autoencoder' (CALM); '': the two models are of one shape.
   wandb: project of Weights & Biases to log to as well, if that package is installed; '': none.
   """
   steps: int = 1000
@@ -31,6 +33,7 @@ class Train:
   keep: int = 1
   profile: tuple[int, ...] = ()
   start: str = ''
+  start_at: str = ''
   wandb: str = ''
 
   def __post_init__(self):
@@ -39,6 +42,8 @@ class Train:
         raise ValueError(f'train.{name}={getattr(self, name)} must be at least {least}')
     if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
       raise ValueError(f'train.profile={self.profile} must be (first, last) or empty')
+    if self.start_at and not self.start:
+      raise ValueError(f'train.start_at={self.start_at!r} needs train.start: the workdir of that part')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,11 @@ class Experiment:
     if self.data.length % sequence:
       raise UserError(f'data.length={self.data.length} is not a multiple of mesh.sequence={sequence}')
     self.data.check(self.model.vocab)
+    chunk = getattr(self.model, 'chunk', 1)
+    if self.data.length % chunk:
+      raise UserError(f'data.length={self.data.length} is not a multiple of {chunk}, the tokens in a chunk of {type(self.model).__name__}')
+    if self.train.start_at and not hasattr(self.model, self.train.start_at):
+      raise UserError(f'train.start_at={self.train.start_at!r} is no part of {type(self.model).__name__}')
     longest, most = getattr(self.data, 'most', self.data.length), self.model.max_length
     if most is not None and longest > most:
       raise UserError(f'documents have up to {longest} tokens (data.{"most" if hasattr(self.data, "most") else "length"}), but the model can read {most}')
@@ -76,6 +86,8 @@ def quick(experiment: Experiment, devices: int) -> Experiment:
   rows = data * fsdp * experiment.train.accumulate
   small = {'train.steps': 2, 'train.log_every': 1, 'train.checkpoint_every': 0, 'data.batch_size': rows,
            'data.length': min(experiment.data.length, 32 * sequence)}
+  if experiment.train.start_at and not pathlib.Path(experiment.train.start).exists():
+    small = {'train.start_at': '', 'train.start': ''} | small                                # a part that is not trained yet is drawn at random
   if hasattr(experiment.data, 'most'):
     small = {'data.most': min(experiment.data.most, small['data.length'])} | small           # before the length, which must not be below it
   for index, (_, evaluator) in enumerate(experiment.evals):

@@ -17,7 +17,7 @@ from ssmlab.eval.heldout import place
 from ssmlab.train import diagnose, metrics, workdir
 from ssmlab.train.checkpoint import Checkpoints, like
 from ssmlab.train.experiment import Experiment
-from ssmlab.train.start import from_workdir
+from ssmlab.train.start import from_workdir, part_from_workdir
 from ssmlab.train.step import Trainer
 
 
@@ -45,7 +45,8 @@ def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = 
   if start is None:
     start, state = 0, pieces.fresh(experiment.train.seed)
     if experiment.train.start:
-      params, fresh = from_workdir(state.params, experiment.train.start)
+      source, part = experiment.train.start, experiment.train.start_at
+      params, fresh = part_from_workdir(state.params, source, part, experiment) if part else from_workdir(state.params, source)
       state = state.replace(params=params)
   else:
     state, record = checkpoints.restore(like(jax.eval_shape(pieces.fresh, 0), pieces.shardings()), start)

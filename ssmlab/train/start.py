@@ -1,5 +1,6 @@
-"""First values from another run: what fine-tuning begins with."""
+"""First values from another run: what fine-tuning begins with, and the frozen part of a network of two stages."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -36,3 +37,23 @@ def taken_over(params, found, source: str):
 def from_workdir(params, path: str):
   """As `taken_over`, from the last checkpoint of a workdir."""
   return taken_over(params, workdir.load(pathlib.Path(path))[1], path)
+
+
+def part_from_workdir(params, path: str, name: str, experiment):
+  """`params` with the whole model of a workdir's last checkpoint as its part `name`; (params, []).
+
+  experiment: the one that begins.  Raises UserError for a workdir that is missing or has no checkpoint, and where its model or its tokenizer is
+  not the one that the experiment says, naming what differs.
+  """
+  said = f'train.start={path}'
+  found, theirs, _ = workdir.load(pathlib.Path(path))
+  wanted = getattr(experiment.model, name)
+  if type(found.model) is not type(wanted):
+    raise UserError(f'{said} holds a {type(found.model).__name__}, but model.{name} is a {type(wanted).__name__}')
+  for field in (f.name for f in dataclasses.fields(wanted) if f.name not in ('activations', 'dropout')):
+    there, here = getattr(found.model, field), getattr(wanted, field)
+    if there != here:
+      raise UserError(f'{said} does not fit: {field} is {there!r} there and model.{name}.{field} is {here!r} here')
+  if found.data.tokenizer != experiment.data.tokenizer:
+    raise UserError(f'{said} does not fit: it was trained with {found.data.tokenizer}, data.tokenizer is {experiment.data.tokenizer} here')
+  return params | {name: jax.tree.map(lambda mine, other: jax.device_put(other, mine.sharding), params[name], theirs)}, []
