@@ -6,6 +6,7 @@ import numpy as np
 from ssmlab.core import mesh as meshes
 from ssmlab.core.config import dump
 from ssmlab.core.params import size
+from ssmlab.models.calm import CALM, cost
 
 
 def describe(experiment) -> str:
@@ -27,11 +28,13 @@ def costs(experiment) -> list[tuple[str, str]]:
   activations = _activation_bytes(experiment, sizes)
   state = [model.state_bytes(length) for length in (data.length, 16 * data.length)]
   carried = f'{state[0]:,} bytes after {data.length} tokens, {state[1]:,} after {16 * data.length}' if state[0] is not None else 'none: it reads both ways'
+  both = cost.report(model, data.length, tokens) if isinstance(model, CALM) else []
   return [
       ('parameters', f'{count:,} ({count - ends:,} without embedding and head)'),
       ('tokens', f'{tokens:,} ({data.batch_size} x {data.length} a step, {train.steps:,} steps)'),
       ('FLOPs per token', f'{forward:.3e} forward, {3 * forward:.3e} training'),
       ('FLOPs of the run', f'{3 * forward * tokens:.3e}'),
+      *((f'CALM: {what}', f'{flops:.3e} FLOPs') for what, flops in both),
       ('state per sequence', carried),
       ('memory per device', f'{_size(16 * per_device)} parameters, gradient and Adam (16 bytes each, float32), about {_size(activations)} activations'),
       ('mesh', ' x '.join(f'{name} {n}' for name, n in sizes.items())),

@@ -54,6 +54,7 @@ def part_from_workdir(params, path: str, name: str, experiment):
     there, here = getattr(found.model, field), getattr(wanted, field)
     if there != here:
       raise UserError(f'{said} does not fit: {field} is {there!r} there and model.{name}.{field} is {here!r} here')
-  if found.data.tokenizer != experiment.data.tokenizer:
-    raise UserError(f'{said} does not fit: it was trained with {found.data.tokenizer}, data.tokenizer is {experiment.data.tokenizer} here')
+  there, here = found.data.tokenizer, experiment.data.tokenizer
+  if there != here and there.pieces() != here.pieces():
+    raise UserError(f'{said} does not fit: it was trained with {there}, data.tokenizer is {here} here')
   return params | {name: jax.tree.map(lambda mine, other: jax.device_put(other, mine.sharding), params[name], theirs)}, []

@@ -35,13 +35,16 @@ def paper_training(model: LM, tokens: float = TOKENS) -> float:
   """FLOPs of a training run by the paper's count: for a CALM with the encoder's forward pass and the autoencoder's own training."""
   if not isinstance(model, CALM):
     return 3 * _forward(model, POSITIONS, 1) * tokens
-  return training(model, tokens, POSITIONS)
+  return training(model, tokens, POSITIONS, AUTOENCODER_TOKENS)
 
 
-def training(model: CALM, tokens: float, seen: float) -> float:
-  """FLOPs of both stages, where attention sees `seen` chunks on average: half of a row's, which the paper does not halve."""
+def training(model: CALM, tokens: float, seen: float, autoencoder_tokens: float = 0.0) -> float:
+  """FLOPs of training on `tokens` tokens, where attention sees `seen` chunks on average: half of a row's, which the paper does not halve.
+
+  The encoder runs forwards only.  autoencoder_tokens: of the first stage, if it is to be counted too.
+  """
   autoencoder = model.autoencoder
-  return (3 * _forward(model, seen, model.head.samples) + autoencoder.encoder_flops()) * tokens + 3 * autoencoder.flops(1) * AUTOENCODER_TOKENS
+  return (3 * _forward(model, seen, model.head.samples) + autoencoder.encoder_flops()) * tokens + 3 * autoencoder.flops(1) * autoencoder_tokens
 
 
 def inference(model: CALM, length: int, draws: float = 1.0) -> float:
@@ -53,9 +56,9 @@ def inference(model: CALM, length: int, draws: float = 1.0) -> float:
 
 
 def report(model: CALM, length: int, tokens: float) -> list[tuple[str, float]]:
-  """(what, FLOPs): both counts side by side, and what a cold sample costs."""
-  return [('training, as the paper counts', paper_training(model, tokens)),
-          ('training, causal attention halved', training(model, tokens, (length // model.chunk + 1) / 2)),
+  """(what, FLOPs) of the second stage: both counts side by side, and what a cold sample costs."""
+  return [('training, as the paper counts', training(model, tokens, POSITIONS)),
+          ('training, causal attention at its length', training(model, tokens, (length // model.chunk + 1) / 2)),
           ('inference per token, as the paper counts', paper_inference(model)),
           ('inference per token, temperature 1', inference(model, length)),
           ('inference per token, 200 draws a chunk', inference(model, length, 200))]

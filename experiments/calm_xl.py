@@ -1,0 +1,16 @@
+"""CALM-XL, 1.82B parameters and an autoencoder of 75M, 4 tokens at a time.  Paper: CALM, arXiv 2510.27688, table 1.
+
+Published: BrierLM 8.53 on WikiText-103's test split; 19.5e20 FLOPs of training, 9.4e8 per generated token at temperature 1.
+Data, recipe and first stage: experiments/calm_m.py.
+
+python -m ssmlab.launch experiments/calm_xl.py --workdir DIR
+"""
+
+import dataclasses
+
+from experiments.calm_m import config as base
+from ssmlab.models.presets.calm import calm
+
+
+def config():
+  return dataclasses.replace(base(), model=dataclasses.replace(calm('XL'), activations='bfloat16'))
