@@ -27,19 +27,25 @@ from ssmlab.core import mesh as meshes
 from ssmlab.core.params import init
 from ssmlab.eval.generate import stream
 from ssmlab.interop.pretrained import export, load_pretrained
-from ssmlab.tasks import NextToken
+from ssmlab.tasks import MaskedLM, NextToken
 from ssmlab.train.optimizer import AdamW
 from ssmlab.train.step import Trainer
 
 USES = ('training', 'prefill', 'decoding')
 
-# transformers' classes, what their config calls our sizes, and the argument that takes the state back.
+MASKED = 0.15                                                # share of the tokens that an encoder's training step hides
+
+# transformers' classes, the argument that takes the state back (None: an encoder), and what their config calls our sizes.
 PEERS = {
     'RWKV-4': ('Rwkv', 'state', lambda width, depth: dict(context_length=4096)),
     'Mamba': ('Mamba', 'cache_params', lambda width, depth: {}),
     'Mamba-2': ('Mamba2', 'cache_params', lambda width, depth: dict(num_heads=2 * width // 64, head_dim=64, n_groups=1)),
     'RecurrentGemma': ('RecurrentGemma', 'past_key_values', lambda width, depth: dict(
         num_attention_heads=width // 64, intermediate_size=6 * width, lru_width=width)),
+    'BERT': ('Bert', None, lambda width, depth: dict(
+        num_attention_heads=width // 64, intermediate_size=4 * width, max_position_embeddings=4096, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
+    'GPT-2': ('GPT2', 'past_key_values', lambda width, depth: dict(
+        num_attention_heads=width // 64, n_positions=4096, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
     'Llama': ('Llama', 'past_key_values', lambda width, depth: dict(num_attention_heads=width // 64, intermediate_size=8 * width // 3 // 32 * 32)),
 }
 PACKAGE = {'RWKV-4 (rwkv package)': ('rwkv4-pth', '0'), 'RWKV-7 (rwkv package)': ('rwkv7', '1')}    # format, RWKV_V7_ON
@@ -63,7 +69,8 @@ def run(systems: Iterable[str], sizes: Sizes, repeats: int = 3, budget: float = 
   """Yields one row per system and use: tokens per second there and here, their ratio, and the largest difference of the logits.
 
   difference: largest absolute difference over the largest logit, on random tokens.  budget: seconds after which a peer's call is not
-  repeated.  The `rwkv` package reads one sequence at a time, without batches, and does not train.
+  repeated.  The `rwkv` package reads one sequence at a time, without batches, and does not train.  An encoder's prefill is its logits of all
+  tokens; in its training step our head is computed on the masked tokens, theirs on all.
   """
   for system in systems:
     with tempfile.TemporaryDirectory() as folder:
@@ -99,14 +106,18 @@ class Ours:
   def logits(self, ids):
     return np.asarray(jax.jit(self.model.apply)(self.params, jnp.asarray(ids))[0])
 
+  def lesson(self, ids):
+    """(task, batch)."""
+    targets = np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], -1)], axis=1)
+    return NextToken(), dict(tokens=ids, targets=targets, segment_ids=np.ones_like(ids))
+
   def training(self, ids, new):
+    task, batch = self.lesson(ids)
     optim = AdamW(peak_lr=1e-3, weight_decay=0.1, clip=0.0)
-    trainer = Trainer(self.model, NextToken(), optim.transform(self.model.params(), 1000), meshes.make(devices=jax.devices()[:1]),
+    trainer = Trainer(self.model, task, optim.transform(self.model.params(), 1000), meshes.make(devices=jax.devices()[:1]),
                       optim.schedule(1000))
     params = jax.device_put(jax.tree.map(jnp.copy, self.params), trainer.shardings().params)
     step, carried = trainer.compiled(), [trainer.fresh(0).replace(params=params)]
-    targets = np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], -1)], axis=1)
-    batch = dict(tokens=ids, targets=targets, segment_ids=np.ones_like(ids))
 
     def action():
       carried[0], measured = step(carried[0], batch)
@@ -128,6 +139,21 @@ class Ours:
     return lambda: [token for token, _ in stream(self.model, self.params, [[]], new, temperature=0.0, state=state)]
 
 
+class OurEncoder(Ours):
+  """An encoder: learns masked words, reads whole documents."""
+
+  def logits(self, ids):
+    return np.asarray(jax.jit(lambda params, ids: self.model.logits(params, self.model.hidden(params, ids)[0]))(self.params, jnp.asarray(ids)))
+
+  def lesson(self, ids):
+    words = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    return MaskedLM(mask=1, ratio=MASKED), dict(tokens=ids, targets=ids, segment_ids=np.ones_like(ids), words=words)
+
+  def prefill(self, ids, new):
+    read = jax.jit(lambda params, ids: self.model.logits(params, self.model.hidden(params, ids)[0]))
+    return lambda: read(self.params, ids)
+
+
 def _transformers(system: str, sizes: Sizes, folder: pathlib.Path):
   import torch
   import transformers
@@ -136,23 +162,34 @@ def _transformers(system: str, sizes: Sizes, folder: pathlib.Path):
   config = getattr(transformers, f'{name}Config')(
       vocab_size=256, hidden_size=sizes.width, num_hidden_layers=sizes.depth, bos_token_id=0, eos_token_id=0, pad_token_id=0,
       **options(sizes.width, sizes.depth))
-  net = getattr(transformers, f'{name}ForCausalLM')(config)
+  auto = transformers.AutoModelForCausalLM if carried else transformers.AutoModelForMaskedLM
+  net = auto.from_config(config)
   net.save_pretrained(folder)
   model, params, _ = load_pretrained(folder)
-  return Transformers(net, carried), Ours(model, params)
+  return (Transformers(net, carried), Ours(model, params)) if carried else (Encoder(net), OurEncoder(model, params))
 
 
-class Transformers:
-  """One of transformers' models; `carried` names the argument and output field of its decoding state."""
+class Encoder:
+  """One of transformers' models that read both ways."""
 
-  def __init__(self, net, carried: str):
-    self.net, self.carried = net, carried
+  def __init__(self, net):
+    self.net = net
 
   def logits(self, ids):
     import torch
     self.net.eval()
     with torch.inference_mode():
-      return self.net(torch.as_tensor(ids, dtype=torch.long), use_cache=False).logits.numpy()
+      return self.net(torch.as_tensor(ids, dtype=torch.long)).logits.numpy()
+
+  def prefill(self, ids, new):
+    return lambda: self.logits(ids)
+
+  def error(self, ids):
+    """Cross entropy of the masked words, over a random share of the tokens."""
+    import torch
+    chosen = torch.rand(ids.shape) < MASKED
+    logits = self.net(torch.where(chosen, 1, ids)).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.where(chosen, ids, -100).flatten())
 
   def training(self, ids, new):
     import torch
@@ -161,13 +198,31 @@ class Transformers:
     optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
     def action():
-      logits = self.net(ids, use_cache=False).logits
-      loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+      loss = self.error(ids)
       optimizer.zero_grad()
       loss.backward()
       optimizer.step()
       return loss.item()
     return action
+
+
+class Transformers(Encoder):
+  """One of transformers' causal models; `carried` names the argument and output field of its decoding state."""
+
+  def __init__(self, net, carried: str):
+    super().__init__(net)
+    self.carried = carried
+
+  def logits(self, ids):
+    import torch
+    self.net.eval()
+    with torch.inference_mode():
+      return self.net(torch.as_tensor(ids, dtype=torch.long), use_cache=False).logits.numpy()
+
+  def error(self, ids):
+    import torch
+    logits = self.net(ids, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
   def _read(self, ids, state=None):
     import transformers
