@@ -1,4 +1,4 @@
-"""The command line: launch, sample, eval, bench.  `ssmlab` and `python -m ssmlab.launch` are the same program."""
+"""The command line: launch, sample, eval, distill, bench.  `ssmlab` and `python -m ssmlab.launch` are the same program."""
 
 import argparse
 import dataclasses
@@ -16,6 +16,7 @@ USAGE = """usage: ssmlab COMMAND [--help] ...
   launch EXPERIMENT.py   train an experiment; fields are set by path.to.field=value
   sample WORKDIR         continue a text with a trained or a published model
   eval WORKDIR           held-out loss, perplexity and bits per byte; how diverse the tokens of each layer are
+  distill WORKDIR        long convolution filters turned into small recurrent states
   bench SUITE            speed and memory of the operators
 """
 
@@ -52,6 +53,17 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--max-tokens', type=int, help='stop after about so many tokens')
   parser.add_argument('--tokenizer', help="for a published checkpoint: 'bytes', a tokenizer.json or an RWKV vocabulary")
   parser.add_argument('-o', '--output', help='write the numbers as JSON; for diversity also a picture beside it, .png')
+
+
+def _distill_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('model', help='a workdir, or a published checkpoint')
+  parser.add_argument('-o', '--output', required=True, help='folder for the new workdir, with distill.json beside the checkpoint')
+  number = parser.add_mutually_exclusive_group()
+  number.add_argument('--modes', type=int, help='exponentials per filter')
+  number.add_argument('--error', type=float, default=0.3, help='as many as leave at most this share of any filter, in the Hankel norm (default 0.3)')
+  parser.add_argument('--data', help='text on which the change of the loss is measured: a file or folder as for data.source Text')
+  parser.add_argument('--max-tokens', type=int, default=65536, help='measure the loss on about so many tokens (default 65536)')
+  parser.add_argument('--tokenizer', help="for a published checkpoint: 'bytes', a tokenizer.json or an RWKV vocabulary")
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,22 +203,28 @@ def _tokenizer(name: str | None, path: str):
   return HFTokenizer(name) if '.json' in os.path.basename(name) else RWKVWorld(name)
 
 
-def evaluate(args) -> None:
-  from ssmlab.core import mesh as meshes
+def _with_data(args):
+  """(parameters, experiment) of args.model on args.data, where that is given, as its validation text."""
   from ssmlab.data import Data, Text
-  from ssmlab.eval.heldout import HeldOut
   from ssmlab.train.experiment import Experiment
   model, params, tokenizer, experiment = open_model(args.model, args.tokenizer)
-  split = args.suite
-  if split not in ('train', 'valid', 'test', 'diversity'):
-    raise UserError(f'--suite {split!r} is not one of valid, test, train, diversity')
   if experiment is None and not args.data:
     raise UserError('a published checkpoint has no data of its own; name a text with --data')
   if experiment is None:
     experiment = Experiment(model=model, data=Data(tokenizer=tokenizer))
   if args.data:
-    source = Text(args.data, valid=args.data)
-    experiment, split = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=source)), split if split == 'diversity' else 'valid'
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=Text(args.data, valid=args.data)))
+  return params, experiment
+
+
+def evaluate(args) -> None:
+  from ssmlab.core import mesh as meshes
+  from ssmlab.eval.heldout import HeldOut
+  split = args.suite
+  if split not in ('train', 'valid', 'test', 'diversity'):
+    raise UserError(f'--suite {split!r} is not one of valid, test, train, diversity')
+  params, experiment = _with_data(args)
+  split = 'valid' if args.data and split != 'diversity' else split
   if split == 'diversity':
     _diversity(experiment, params, args)
     return
@@ -228,6 +246,26 @@ def _diversity(experiment, params, args) -> None:
     diversity.plot({pathlib.Path(args.model).name: rows}, path.with_suffix('.png'))
 
 
+def distill(args) -> None:
+  from ssmlab.bench import table
+  from ssmlab.core import mesh as meshes
+  from ssmlab.eval.distill import distill
+  from ssmlab.eval.heldout import HeldOut
+  from ssmlab.train import workdir
+  output = pathlib.Path(args.output)
+  workdir.refuse_run(output)
+  params, experiment = _with_data(args)
+  model, found, rows = distill(experiment.model, params, modes=args.modes, error=args.error, length=experiment.data.length)
+  print(table(rows))
+  other = dataclasses.replace(experiment, model=model)
+  measure = lambda of, params: HeldOut('valid', final_max_tokens=args.max_tokens).run(of, meshes.make(), params, final=True)['loss']
+  before, after = measure(experiment, params), measure(other, found)
+  print(f'valid/loss: {before:.4f} before, {after:.4f} distilled, a change of {after - before:+.4f}')
+  workdir.save(other, found, experiment.train.steps, output)
+  (output / 'distill.json').write_text(json.dumps(dict(loss=dict(before=before, distilled=after), layers=rows), indent=1) + '\n')
+  print(f'workdir: {output}')
+
+
 def bench(args) -> None:
   import importlib
   if args.suite not in _suites():
@@ -236,7 +274,7 @@ def bench(args) -> None:
 
 
 COMMANDS = {'launch': (launch, _launch_arguments), 'sample': (sample, _sample_arguments),
-            'eval': (evaluate, _eval_arguments), 'bench': (bench, _bench_arguments)}
+            'eval': (evaluate, _eval_arguments), 'distill': (distill, _distill_arguments), 'bench': (bench, _bench_arguments)}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
-from ssmlab.layers.filters import DiagonalSSM
+from ssmlab.layers.filters import DiagonalSSM, ModalFilter
 from ssmlab.mixers import Mixer
 from ssmlab.ops.causal_convolution import causal_convolution
 from ssmlab.ops.projection import project
@@ -28,6 +28,7 @@ class H3(Mixer):
   head_dim: e; width must be a multiple of it.  The output's channel is b * heads + h, that of q, k and v is h * e + a: as in the authors'
     files.  dt_min, dt_max: range of the first time steps.  hold: zero-order hold instead of the bilinear rule.
   by_fft: without a state, convolve with the filters' taps (as the authors do) instead of stepping the diagonal system.
+  modes: of the ModalFilter that stands for the diagonal system once that is distilled; 0: it is not.
   """
   state: int = 64
   head_dim: int = 1
@@ -35,6 +36,7 @@ class H3(Mixer):
   dt_max: float = 0.1
   hold: bool = False
   by_fft: bool = True
+  modes: int = 0
 
   def __post_init__(self):
     if self.head_dim < 1:
@@ -42,7 +44,9 @@ class H3(Mixer):
     self._filter                                             # checks the rest
 
   @property
-  def _filter(self) -> DiagonalSSM:
+  def _filter(self) -> DiagonalSSM | ModalFilter:
+    if self.modes:
+      return ModalFilter(self.modes, by_fft=self.by_fft)
     return DiagonalSSM(self.state, self.dt_min, self.dt_max, self.hold, by_fft=self.by_fft)
 
   def _heads(self, width: int) -> int:

@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ssmlab.core import mesh as meshes
 from ssmlab.core.config import UserError, dump, get, paths
@@ -128,6 +129,26 @@ def environment(fingerprint: dict[str, Any]) -> dict[str, Any]:
               python=sys.version.split()[0], platform=platform.platform(), versions=versions,
               git=dict(revision=revision.stdout.strip() or None, changed=changed),
               devices=[f'{d.device_kind} ({d.platform})' for d in jax.devices()], processes=jax.process_count(), data=fingerprint)
+
+
+def refuse_run(path: pathlib.Path) -> None:
+  """Raises UserError where the folder holds a run."""
+  if (path / 'config.py').exists() or (path / 'checkpoints').exists():
+    raise UserError(f'{path} already holds a run; name another folder')
+
+
+def save(experiment: Experiment, params, step: int, path: pathlib.Path) -> None:
+  """Makes a workdir whose one checkpoint has these parameters and a fresh optimiser.  Raises UserError where there already is a run."""
+  from ssmlab.train.loop import trainer                      # the loop imports this module
+  refuse_run(path)
+  mesh = meshes.make()
+  state = trainer(experiment, mesh).fresh(experiment.train.seed)
+  state = state.replace(step=jnp.int32(step), params=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params))
+  prepare(experiment, path)
+  checkpoints = Checkpoints(path, experiment.train.keep)
+  checkpoints.save(state, step, dict(seconds=0.0, tokens=0), {})
+  checkpoints.wait()
+  checkpoints.close()
 
 
 def load(path: pathlib.Path) -> tuple[Experiment, Any, int]:
