@@ -14,6 +14,8 @@ from encoder import run_of
 from language_model import Run, has_adapter
 from layer import SYSTEMS, LayerRun
 from missing import MISSING
+from sampling import SYSTEMS as SAMPLING
+from sampling import SamplingRun
 
 
 def examine(golden: Golden, record) -> None:
@@ -22,8 +24,9 @@ def examine(golden: Golden, record) -> None:
   if system in MISSING:
     record('golden', dict(file=golden.name, note='no adapter yet'))
     return
-  assert system in (*SYSTEMS, *BLOCKS, *CALM) or has_adapter(system), f'{golden.name} is of system {system!r}, which nobody knows'
-  run = LayerRun(golden) if system in SYSTEMS else BlockRun(golden) if system in BLOCKS else CALMRun(golden) if system in CALM else run_of(golden)
+  assert system in (*SYSTEMS, *BLOCKS, *CALM, *SAMPLING) or has_adapter(system), f'{golden.name} is of system {system!r}, which nobody knows'
+  runs = ((SYSTEMS, LayerRun), (BLOCKS, BlockRun), (CALM, CALMRun), (SAMPLING, SamplingRun))
+  run = next((made for systems, made in runs if system in systems), run_of)(golden)
   with jax.default_matmul_precision('highest'):
     try:
       run.check()
@@ -64,7 +67,7 @@ def test_a_wrong_number_and_a_tensor_that_nobody_reads_fail():
 
 @pytest.mark.parametrize('system', sorted(MISSING))
 def test_what_is_missing_has_no_adapter(system):
-  assert system not in (*SYSTEMS, *BLOCKS, *CALM) and not has_adapter(system), f'{system} has an adapter: take it off tests/golden/missing.py'
+  assert system not in (*SYSTEMS, *BLOCKS, *CALM, *SAMPLING) and not has_adapter(system), f'{system} has an adapter: take it off tests/golden/missing.py'
 
 
 def test_own_files_are_there():
