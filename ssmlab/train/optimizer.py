@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
-from ssmlab.core.params import hints
+from ssmlab.core.params import Param, hints
 
 DECAYS = ('cosine', 'linear', 'exponential', 'constant', 'stable')
 
@@ -66,7 +67,40 @@ class AdamW(Schedule):
     by_rate = optax.stateless(lambda updates, _: jax.tree.map(lambda u, r: u * r, updates, rates))
     return optax.chain(
         optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
-        optax.scale_by_adam(self.b1, self.b2, self.eps),
+        self._direction(declared),
         optax.add_decayed_weights(self.weight_decay, mask=hints(declared, 'weight_decay')),
         by_rate,
         optax.scale_by_learning_rate(self.schedule(steps)))
+
+  def _direction(self, declared) -> optax.GradientTransformation:
+    return optax.scale_by_adam(self.b1, self.b2, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(AdamW):
+  """Momentum made orthogonal by Newton-Schulz for the blocks' matrices, Adam for everything else.  KellerJordan/modded-nanogpt; Muon is
+  scalable for LLM training, arXiv 2502.16982, section 2: updates are 0.2 sqrt(max(in, out)) times an orthogonal matrix, so that AdamW's
+  learning rate and weight decay serve.
+
+  Matrices: what a block declares as [in, out] with a name for `in`, decayed and not of full precision, each layer of a stack and each matrix
+  of its own.  Embedding, head, vectors, convolution kernels, decays and time constants go to Adam.
+  momentum: of the matrices, Nesterov's.  iterations: of Newton-Schulz.
+  """
+  momentum: float = 0.95
+  iterations: int = 5
+
+  def _direction(self, declared) -> optax.GradientTransformation:
+    matrices = jax.tree_util.tree_map_with_path(lambda path, p: path[0].key in BLOCKS and _is_matrix(p), declared, is_leaf=lambda x: isinstance(x, Param))
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    orthogonal = optax.contrib.scale_by_muon(ns_steps=self.iterations, beta=self.momentum,
+                                             weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: axes, tree))
+    size = optax.stateless(lambda updates, _: jax.tree.map(lambda u: 0.2 * max(u.shape[-2:]) ** 0.5 * u, updates))
+    return optax.partition({True: optax.chain(orthogonal, size), False: super()._direction(declared)}, matrices)
+
+
+BLOCKS = ('blocks', 'tail', 'lead')                          # where a model declares its blocks (models.stack)
+
+
+def _is_matrix(param: Param) -> bool:
+  inside = param.axes[1:] if param.axes[:1] == ('layer',) else param.axes
+  return len(inside) == 2 and inside[0] is not None and param.weight_decay and not param.full_precision

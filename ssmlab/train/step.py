@@ -41,7 +41,9 @@ class Trainer:
     params = meshes.shardings(declared, self.mesh)
     whole = meshes.replicated(self.mesh)
     shapes = jax.eval_shape(self.tx.init, self.model.shapes())
-    opt_state = optax.tree_map_params(self.tx, lambda _, s: s, shapes, params, transform_non_params=lambda _: whole)
+    masked = lambda leaf: isinstance(leaf, optax.MaskedNode)            # an array that another part of the optimiser has
+    opt_state = optax.tree_map_params(self.tx, lambda leaf, s: leaf if masked(leaf) else s, shapes, params, transform_non_params=lambda _: whole,
+                                      is_leaf=masked)
     return TrainState(step=whole, params=params, opt_state=opt_state, key=whole)
 
   def fresh(self, seed: int) -> TrainState:
