@@ -1,8 +1,10 @@
 """CALM's autoencoder for chunks of 4 bytes, at CPU size, on the quick start's data: the first stage of calm_lm_small.  arXiv 2510.27688.
 
-python -m ssmlab.launch experiments/calm_autoencoder_small.py
+`valid/accuracy`: the share of held-out bytes that come back while the vector is drawn from the posterior; it must be above 99.9%.
+Measured 2026-11-22, 2 CPU cores that others used as well, Python 3.11.7 (whose sources are the data), seed 0: 99.94% of all 153,844 bytes of the
+validation split after 4.1M bytes; 98.8% with noise of 0.5 around the mean.  454 s in all, compilation and the evaluations included.
 
-It must restore more than 99.9% of held-out bytes while z is drawn from the posterior; `valid/accuracy` is that share.
+python -m ssmlab.launch experiments/calm_autoencoder_small.py
 """
 
 from ssmlab.data import Bytes, Chunks, StandardLibrary

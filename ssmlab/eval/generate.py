@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssmlab.models.calm import CALM, generation
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -88,6 +90,11 @@ def stream(model, params, prompt_tokens, max_new_tokens: int, *, temperature: fl
 
   A yielded state is given to the next step, which reuses its memory: keep the last one only.
   """
+  if isinstance(model, CALM):
+    if (temperature, top_k, top_p) != (1.0, 0, 1.0):
+      raise ValueError(f'CALM has no probabilities: temperature={temperature}, top_k={top_k}, top_p={top_p} must be 1, 0 and 1 here')
+    yield from _by_chunks(model, params, prompt_tokens, max_new_tokens, key, state)
+    return
   rows = _rows(prompt_tokens)
   if not all(block.mixer.has_state for block in model.blocks):
     raise ValueError('the model reads in both directions: it has no state and cannot continue a text')
@@ -116,6 +123,22 @@ def stream(model, params, prompt_tokens, max_new_tokens: int, *, temperature: fl
   for index in range(max_new_tokens):
     token, state = step(params, state, jax.random.fold_in(key, index))
     yield np.asarray(token), state
+
+
+def _by_chunks(model: CALM, params, prompt_tokens, max_new_tokens: int, key, state) -> Iterator[tuple[np.ndarray, Any]]:
+  """As `stream`; a chunk's tokens come one after another, each with the state that has read the whole chunk."""
+  rows = _rows(prompt_tokens)
+  if over := [len(row) % model.chunk for row in rows if len(row) % model.chunk != len(rows[0]) % model.chunk]:
+    raise ValueError(f'prompts that are {len(rows[0]) % model.chunk} and {over[0]} tokens beyond whole chunks of {model.chunk} cannot be continued together')
+  over = len(rows[0]) % model.chunk
+  sent = -over
+  for chunk, state in generation.stream(model, params, rows, key=key, state=state, max_length=generation.room(model, rows, max_new_tokens)):
+    for column in chunk.T:
+      sent += 1
+      if sent > 0:
+        yield column, state
+      if sent == max_new_tokens:
+        return
 
 
 def _check_length(model, prompt: int, new: int) -> None:

@@ -200,3 +200,14 @@ def test_the_config_is_its_repr():
   from ssmlab.layers.embedding import Embedding
   from ssmlab.layers.norms import RMSNorm
   assert eval(repr(MODEL), names | dict(Embedding=Embedding, RMSNorm=RMSNorm)) == MODEL
+
+
+def test_the_general_generator_continues_it_too():
+  """Token by token, cut where it is asked to stop; what needs probabilities is refused."""
+  from ssmlab.eval.generate import generate as general
+  prompt, key = TOKENS[:, :K + 1], jax.random.key(4)
+  rows, _ = generate(MODEL, PARAMS, prompt, K, key)
+  tokens, _ = general(MODEL, PARAMS, prompt, K + 1, key=key)
+  assert tokens.shape == (2, K + 1) and (tokens == np.stack(rows)[:, :K + 1]).all()
+  with pytest.raises(ValueError, match='CALM has no probabilities: temperature=0.5'):
+    general(MODEL, PARAMS, prompt, K, temperature=0.5)

@@ -56,6 +56,13 @@ def _chunked(rows: list[np.ndarray], chunk: int):
   return tokens, ids, given, count
 
 
+def room(model, rows: list[np.ndarray], max_new_tokens: int) -> int:
+  """Tokens that a new state must have room for: the prompts as they are padded and whole chunks of new ones."""
+  longest = _chunked(rows, model.chunk)[0].shape[1]
+  over = max((len(row) % model.chunk for row in rows), default=0)
+  return longest + -(-(max_new_tokens + over) // model.chunk) * model.chunk
+
+
 def stream(model, params, prompt_tokens, *, key: jax.Array | None = None, state: Any = None, max_length: int = 0,
            draw: Draw = at_temperature_1) -> Iterator[tuple[np.ndarray, Any]]:
   """Yields (int32 [batch, K], state after them), chunk by chunk and without end.  Arguments as for `generate`; max_length: for a new state.
@@ -98,9 +105,7 @@ def generate(model, params, prompt_tokens, max_new_tokens: int, key: jax.Array |
   rows = _rows(prompt_tokens)
   left = np.array([len(row) % model.chunk for row in rows])
   steps = -(-(max_new_tokens + int(left.max(initial=0))) // model.chunk)
-  if state is None:
-    whole = _chunked(rows, model.chunk)[0].shape[1]
-    max_length = max(max_length, whole + steps * model.chunk)
+  max_length = max(max_length, room(model, rows, max_new_tokens))
   chunks = []
   for chunk, state in stream(model, params, rows, key=key, state=state, max_length=max_length, draw=draw):
     chunks.append(chunk)
