@@ -1,6 +1,7 @@
 """RWKV-4, 5 and 6: round trips of files and states, and what is told apart or refused."""
 
 import json
+import os
 import pathlib
 
 import jax
@@ -19,14 +20,16 @@ from ssmlab.layers.norms import LayerNorm
 from ssmlab.mixers.rwkv4 import RWKV4
 from ssmlab.models import LM
 
-DATA = pathlib.Path(__file__).parents[1] / 'golden' / 'data'
+TESTS = pathlib.Path(__file__).parents[1]
+FOLDERS = TESTS / 'golden' / 'data', pathlib.Path(os.environ.get('SSMLAB_GOLDEN', TESTS.parents[1] / 'shared' / 'golden'))
 NAMES = ('rwkv4-hf', 'rwkv4-pth', 'rwkv5', 'rwkv6')
 
 
 def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
   """(config, parameters) of a golden file."""
-  tensors = load_file(DATA / f'{name}.safetensors')
-  return json.loads((DATA / f'{name}.json').read_text())['config'], {k.removeprefix('param/'): v for k, v in tensors.items() if k.startswith('param/')}
+  path = next(folder / name for folder in FOLDERS if (folder / f'{name}.json').is_file())
+  tensors = load_file(path.with_suffix('.safetensors'))
+  return json.loads(path.with_suffix('.json').read_text())['config'], {k.removeprefix('param/'): v for k, v in tensors.items() if k.startswith('param/')}
 
 
 def equal(one, other) -> bool:
