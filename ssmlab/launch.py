@@ -15,7 +15,7 @@ USAGE = """usage: ssmlab COMMAND [--help] ...
 
   launch EXPERIMENT.py   train an experiment; fields are set by path.to.field=value
   sample WORKDIR         continue a text with a trained or a published model
-  eval WORKDIR           held-out loss, perplexity and bits per byte; how diverse the tokens of each layer are
+  eval WORKDIR           held-out loss, perplexity and bits per byte; how diverse the tokens of each layer are; BrierLM
   distill WORKDIR        long convolution filters turned into small recurrent states
   bench SUITE            speed and memory of the operators
 """
@@ -47,8 +47,8 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('model', help='a workdir, or a published checkpoint')
-  parser.add_argument('--suite', default='valid', help="a split of the run's data: valid, test or train (default valid); or diversity: the "
-                      'collapse measures of PanGu-pi, layer by layer, on the validation text')
+  parser.add_argument('--suite', default='valid', help="a split of the run's data: valid, test or train (default valid); on the validation text, brier: "
+                      'BrierLM; diversity: the collapse measures of PanGu-pi, layer by layer')
   parser.add_argument('--data', help='text to measure instead: a file or folder as for data.source Text')
   parser.add_argument('--max-tokens', type=int, help='stop after about so many tokens')
   parser.add_argument('--tokenizer', help="for a published checkpoint: 'bytes', a tokenizer.json or an RWKV vocabulary")
@@ -219,16 +219,17 @@ def _with_data(args):
 
 def evaluate(args) -> None:
   from ssmlab.core import mesh as meshes
-  from ssmlab.eval.heldout import HeldOut
+  from ssmlab.eval import BrierLM, HeldOut
   split = args.suite
-  if split not in ('train', 'valid', 'test', 'diversity'):
-    raise UserError(f'--suite {split!r} is not one of valid, test, train, diversity')
+  if split not in ('train', 'valid', 'test', 'diversity', 'brier'):
+    raise UserError(f'--suite {split!r} is not one of valid, test, train, diversity, brier')
   params, experiment = _with_data(args)
-  split = 'valid' if args.data and split != 'diversity' else split
+  split = 'valid' if args.data and split in ('train', 'test') else split
   if split == 'diversity':
     _diversity(experiment, params, args)
     return
-  found = HeldOut(split, final_max_tokens=args.max_tokens).run(experiment, meshes.make(), params, final=True)
+  measure = BrierLM(final_max_tokens=args.max_tokens) if split == 'brier' else HeldOut(split, final_max_tokens=args.max_tokens)
+  found = measure.run(experiment, meshes.make(), params, final=True)
   for name, value in found.items():
     print(f'{split}/{name:<14}  {value:,.4f}' if isinstance(value, float) else f'{split}/{name:<14}  {value:,}')
   if args.output:

@@ -99,6 +99,9 @@ def test_launch_print_sample_and_eval(experiment_file, tmp_path, run):
   status, out, err = run('eval', tmp_path / 'r', '--suite', 'test', '-o', tmp_path / 'e.json')
   numbers = json.loads((tmp_path / 'e.json').read_text())
   assert status == 0 and numbers['test/bits_per_byte'] < 6 and 'test/perplexity' in out, err
+  status, out, err = run('eval', tmp_path / 'r', '--suite', 'brier', '--max-tokens', '64', '-o', tmp_path / 'b.json')
+  numbers = json.loads((tmp_path / 'b.json').read_text())
+  assert status == 0 and 0 <= numbers['brier/low'] <= numbers['brier/brierlm'] <= numbers['brier/high'] and 'brier/brier_4' in out, err
 
 
 def test_sweep_runs_every_entry(experiment_file, tmp_path, run):
