@@ -17,7 +17,9 @@ from ssmlab.layers.channel import GatedMLP
 from ssmlab.layers.embedding import Head
 from ssmlab.mixers.attention import Attention
 from ssmlab.mixers.mingru import MinGRU
-from ssmlab.models import LM
+from ssmlab.models import CALM, LM
+from ssmlab.models.calm import Autoencoder, EnergyHead
+from ssmlab.tasks import NextVector
 from ssmlab.train import Experiment
 
 VOCAB = 3
@@ -207,6 +209,15 @@ def test_evaluator_of_chunks(experiment):
   assert found['windows'] == 4 * 7 - 2 and found['brierlm'] == 0      # two documents end in a chunk; bits are not this text
   with pytest.raises(ValueError, match="Chunked draws chunks: form='exact'"):
     brier.BrierLM(form='exact').run(chunked, meshes.make(), {}, final=False)
+
+
+def test_calm(experiment):
+  """Its head starts at zero: two samples are the same, and not the text."""
+  model = CALM(vocab=256, width=16, pattern=(MinGRU(expand=1.0),), depth=1, channel=GatedMLP(16), head=EnergyHead(blocks=1),
+               autoencoder=Autoencoder(vocab=256, width=16, hidden=16, latent=8, chunk=2))
+  other = dataclasses.replace(experiment, model=model, task=NextVector())
+  found = brier.BrierLM(max_tokens=100).run(other, meshes.make(), init(jax.random.key(0), model.params()), final=False)
+  assert found['windows'] == 58 and [found[f'brier_{n}'] for n in range(1, 5)] == [-1] * 4
 
 
 def test_what_is_refused():
