@@ -142,33 +142,75 @@ def _generate(made, channels: int, length: int, budget: float) -> tuple[float, i
 
 
 def against_torch(lengths: Sequence[int], width: int, batch: int, repeats: int) -> list[bench.Row]:
-  """One row per length: seconds of the gated convolution with skip, forward and backward, here and in PyTorch by rfft and irfft of 2 length.
+  """Two rows per length: seconds forward and backward, with the gradients of input and weights, here and in PyTorch by rfft and irfft of 2 length.
 
-  u, gate [batch, width, length] there, [batch, length, width] here, as each side's networks have them; h with as many taps; gradients of all.
+  convolution: the FFT convolution with skip and gate, on [batch, width, length] there and [batch, length, width] here, as each side's operators
+  have it inside.  operator: Hyena of order 2 on [batch, length, width], with an explicit filter as long as the input, the same weights in both.
+  difference: the largest of a gradient's entries over the gradient's largest.
   """
   import torch
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   rows = []
   for length in lengths:
-    random = np.random.default_rng(0)
-    u, gate = random.normal(size=(2, batch, length, width)).astype(np.float32)
-    h, skip = random.normal(size=(length, width)).astype(np.float32) / length, random.normal(size=width).astype(np.float32)
-    theirs = [torch.from_numpy(np.ascontiguousarray(a)).requires_grad_() for a in (u.swapaxes(1, 2), gate.swapaxes(1, 2), h.T, skip[:, None])]
-
-    def there():
-      u, gate, h, skip = theirs
-      y = torch.fft.irfft(torch.fft.rfft(u, 2 * length) * torch.fft.rfft(h, 2 * length), 2 * length)[..., :length]
-      return [grad.numpy() for grad in torch.autograd.grad(((y + skip * u) * gate).square().mean(), theirs)]
-    loss = lambda u, gate, h, skip: jnp.mean(((causal_convolution(u, h) + skip * u) * gate) ** 2)
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
-    ours = [jnp.asarray(a) for a in (u, gate, h, skip)]
-    one, other = gradient(*ours), there()
-    difference = max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in zip(one[2:], (other[2].T, other[3][:, 0])))
-    taken = _in_turn(dict(theirs=there, ours=lambda: gradient(*ours)), repeats)
-    rows.append(dict(part='torch', name='convolution', length=length, batch=batch, theirs_s=taken['theirs'], ours_s=taken['ours'],
-                     ratio=taken['theirs'] / taken['ours'], difference=difference))
-    print(f"torch {length}: {rows[-1]['ratio']:.2f}", file=sys.stderr, flush=True)
+    for name, pair in (('convolution', _convolutions), ('operator', _operators)):
+      theirs, ours = pair(length, width, batch)
+      difference = max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in zip(ours(), theirs()))
+      taken = _in_turn(dict(theirs=theirs, ours=ours), repeats)
+      rows.append(dict(part='torch', name=name, length=length, batch=batch, theirs_s=taken['theirs'], ours_s=taken['ours'],
+                       ratio=taken['theirs'] / taken['ours'], difference=difference))
+      print(f"torch, {name} {length}: {rows[-1]['ratio']:.2f}", file=sys.stderr, flush=True)
   return rows
+
+
+def _fft_convolution(u, h):
+  """PyTorch's way: u [batch, width, length], h [width, length]."""
+  import torch
+  length = u.shape[-1]
+  return torch.fft.irfft(torch.fft.rfft(u, n=2 * length) * torch.fft.rfft(h, n=2 * length), n=2 * length)[..., :length]
+
+
+def _convolutions(length: int, width: int, batch: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+  """(there, here): the gradients by h and the skip; those by u and the gate are computed as well."""
+  import torch
+  random = np.random.default_rng(0)
+  u, gate = random.normal(size=(2, batch, length, width)).astype(np.float32)
+  h, skip = random.normal(size=(length, width)).astype(np.float32) / length, random.normal(size=width).astype(np.float32)
+  theirs = [torch.from_numpy(np.ascontiguousarray(a)).requires_grad_() for a in (h.T, skip[:, None], u.swapaxes(1, 2), gate.swapaxes(1, 2))]
+
+  def there():
+    h, skip, u, gate = theirs
+    found = torch.autograd.grad(((_fft_convolution(u, h) + skip * u) * gate).square().mean(), theirs)
+    return found[0].numpy().T, found[1].numpy()[:, 0]
+  gradient = jax.jit(jax.grad(lambda h, skip, u, gate: jnp.mean(((causal_convolution(u, h) + skip * u) * gate) ** 2), argnums=(0, 1, 2, 3)))
+  ours = [jnp.asarray(a) for a in (h, skip, u, gate)]
+  return there, lambda: gradient(*ours)
+
+
+def _operators(length: int, width: int, batch: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+  """(there, here): the gradients by x and the filter; those by all weights are computed as well."""
+  import torch
+  mixer = Hyena(ExplicitFilter(l_max=length, threshold=0.0))
+  params = init(jax.random.key(0), mixer.params(width))
+  x = jax.random.normal(jax.random.key(1), (batch, length, width))
+  fused = lambda name: np.concatenate([np.asarray(params[f'{name}_{part}']) for part in ('g0', 'g1', 'v')], axis=-1)
+  arrays = (x, np.asarray(params['filter']['k']).T, fused('w'), fused('b'), fused('conv').T[:, None], fused('b_conv'), params['skip'][:, None],
+            params['w_out'], params['b_out'])
+  theirs = [torch.from_numpy(np.array(a, order='C')).requires_grad_() for a in arrays]
+
+  def there():
+    x, h, w, b, conv, b_conv, skip, w_out, b_out = theirs
+    z = torch.nn.functional.conv1d((x @ w + b).transpose(1, 2), conv, b_conv, padding=2, groups=3 * width)[..., :length]
+    g0, g1, v = z.chunk(3, dim=1)
+    v = g1 * v
+    y = (g0 * (_fft_convolution(v, h) + skip * v)).transpose(1, 2) @ w_out + b_out
+    found = torch.autograd.grad(y.square().mean(), theirs)
+    return found[0].numpy(), found[1].numpy().T
+  gradient = jax.jit(jax.grad(lambda params, x: jnp.mean(mixer.apply(params, x)[0] ** 2), argnums=(0, 1)))
+
+  def here():
+    of_params, of_x = jax.block_until_ready(gradient(params, x))
+    return of_x, of_params['filter']['k']
+  return there, here
 
 
 def plot(rows: Sequence[bench.Row], path: pathlib.Path, said: str) -> None:
