@@ -29,6 +29,8 @@ class ImplicitFilter(TappedFilter):
   rate, position_rate, window_rate: factors on the learning rate of the network, of z and of delta; 0 makes z or delta a constant.
   form: how single tokens are read, 'direct', 'epoched' or 'tiled' (ops.causal_convolution.stream); the state's layout depends on it.
     A token through 4 layers of width 256 takes a CPU 1.5 ms epoched, 3.0 direct, 2.6 tiled at 512 tokens, and 6, 9 and 21 at 2048.
+    One convolution alone, its state updated in place, is fastest tiled: 15 us a token of 64 channels at 16384 taps, epoched 142, direct 339.
+    Through a network of several layers every token copies the layers' histories, tiled two of them, and that is what then counts.
   """
   l_max: int
   emb_dim: int = 33
