@@ -56,6 +56,8 @@ def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = 
                f'of {experiment.data.batch_size} x {experiment.data.length} tokens, in {path}')
   if fresh:
     recorder.say(f'not in {experiment.train.start}, drawn afresh: {", ".join(fresh)}')
+  if hasattr(experiment.model, 'autoencoder') and not experiment.train.start_at:
+    recorder.say('the autoencoder is drawn at random and stays so: name its workdir in train.start, and train.start_at=autoencoder')
   loop = _Loop(experiment, path, mesh, checkpoints, recorder, record)
   try:
     summary = loop.finish(loop.train(pieces.compiled(), state, start))
