@@ -6,6 +6,7 @@ does not hold it (shaochenze/calm has algorithm 2 only, models/modeling_calm.py,
 Algorithm 2 counts what repeats among N draws: biased at finite N, T = 1/n only.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -92,6 +93,33 @@ def counting_logits(outcomes: jax.Array, n: int) -> jax.Array:
 def counting(outcomes: jax.Array, key: jax.Array, n: int) -> jax.Array:
   """One of the outcomes [N, ...], approximately at temperature 1/n.  Exact as N grows; the authors take N = 200."""
   return outcomes[jax.random.categorical(key, counting_logits(outcomes, n))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+  """The `draw` of models.calm.generate at a temperature: (model, params, x [batch, width], key) -> int32 [batch, K].
+
+  samples: N of `counting` (the authors' 200), for T = 1/n; 0: `exact`, for any T in (0, 1], however long it takes.
+  """
+  temperature: float = 0.5
+  samples: int = 200
+
+  def __post_init__(self):
+    _, a = powers(self.temperature)
+    if a and self.samples:
+      raise ValueError(f'Chunks: temperature={self.temperature} with samples={self.samples} must be 1/n; samples=0 takes any')
+
+  def __call__(self, model, params, x: jax.Array, key: jax.Array) -> jax.Array:
+    n, a = powers(self.temperature)
+    if n == 1 and not a:
+      return model.draw(params, x, key)
+
+    def one(x, key):
+      if not self.samples:
+        return exact(lambda key: model.draw(params, x, key), key, self.temperature)[0]
+      key_draw, key_choice = jax.random.split(key)
+      return counting(model.draw(params, jnp.broadcast_to(x, (self.samples, *x.shape)), key_draw), key_choice, n)
+    return jax.vmap(one)(x, jax.random.split(key, len(x)))
 
 
 # What it gives and what it costs, where the law is known; float64.

@@ -101,7 +101,27 @@ def test_powers(temperature, n, a):
   assert T.powers(temperature) == (n, pytest.approx(a, abs=1e-12))
 
 
+class Coin:
+  """A model whose chunk is two copies of an outcome of the law, shifted by x."""
+
+  def draw(self, params, x, key):
+    outcomes = jax.random.categorical(key, jnp.log(jnp.asarray(LAW, jnp.float32)), shape=x.shape[:-1])
+    return (outcomes + x[..., 0].astype(jnp.int32))[..., None] * jnp.ones(2, jnp.int32)
+
+
+@pytest.mark.parametrize('temperature, samples', [(1.0, 200), (0.5, 0), (0.6, 0), (0.5, 400)])
+def test_chunks_of_a_batch(temperature, samples):
+  """Every row has its own law; with 400 draws the counting sampler is near enough to pass."""
+  x = jnp.repeat(jnp.array([[0.0], [10.0]]), 1000, axis=0)
+  drawn = np.asarray(jax.jit(lambda key: T.Chunks(temperature, samples)(Coin(), {}, x, key))(jax.random.key(7)))
+  assert drawn.shape == (2000, 2) and np.all(drawn[:, 0] == drawn[:, 1])
+  for row, base in ((drawn[:1000, 0], 0), (drawn[1000:, 0], 10)):
+    assert p_value(row - base, T.target(LAW, temperature)) > FALSE_ALARM
+
+
 def test_what_is_refused():
+  with pytest.raises(ValueError, match='temperature=0.6 with samples=200 must be 1/n'):
+    T.Chunks(0.6)
   for wrong in (0, -0.5, 1.5):
     with pytest.raises(ValueError, match='must be above 0 and at most 1'):
       T.exact(drawer(LAW), jax.random.key(0), wrong)
