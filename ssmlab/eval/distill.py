@@ -220,7 +220,7 @@ def _descend(x: np.ndarray, target: np.ndarray) -> np.ndarray:
   loss = (error ** 2).sum(axis=1) + (charges * x ** 2).sum(axis=1)
   idle = 0
   for _ in range(_STEPS):
-    if idle == 4:
+    if idle == 3:
       break
     gram = slopes @ slopes.swapaxes(1, 2) + charges[:, None] * np.eye(x.shape[1])
     diagonal = np.diagonal(gram, axis1=1, axis2=2)
@@ -231,7 +231,7 @@ def _descend(x: np.ndarray, target: np.ndarray) -> np.ndarray:
     other, slopes_there = _residual(tried, target)
     there = (other ** 2).sum(axis=1) + (charges * tried ** 2).sum(axis=1)
     better = there < loss                                                                                  # false for what is not finite
-    idle = idle + 1 if (np.where(better, there, loss) > 0.999 * loss).all() else 0
+    idle = idle + 1 if (np.where(better, there, loss) > 0.98 * loss).all() else 0
     x, loss, error = np.where(better[:, None], tried, x), np.where(better, there, loss), np.where(better[:, None], other, error)
     slopes = np.where(better[:, None, None], slopes_there, slopes)
     damping = np.clip(np.where(better[:, None], damping / 5, damping * 4), 1e-12, 1e9)
