@@ -35,8 +35,8 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('model', help='a workdir, or a published checkpoint')
   parser.add_argument('--prompt', default='', help='text to continue')
   parser.add_argument('--tokens', type=int, default=200, help='how many to generate (default 200)')
-  parser.add_argument('--temperature', type=float, default=0.8)
-  parser.add_argument('--top-p', type=float, default=0.95)
+  parser.add_argument('--temperature', type=float, help='default 0.8; of a CALM 1')
+  parser.add_argument('--top-p', type=float, help='default 0.95; of a CALM 1')
   parser.add_argument('--top-k', type=int, default=0)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--stop', default='', help='stop where this text appears')
@@ -150,7 +150,10 @@ def sample(args) -> None:
   import numpy as np
   from ssmlab.eval.generate import stream
   from ssmlab.eval.session import load_state, save_state
+  from ssmlab.models import LM
+  from ssmlab.models.calm import CALM
   model, params, tokenizer, _ = open_model(args.model, args.tokenizer)
+  _needs(LM, model, args.model, 'continues no text')
   prompt = tokenizer.encode(args.prompt)
   state = None
   if args.state and os.path.exists(args.state):
@@ -163,7 +166,9 @@ def sample(args) -> None:
     raise UserError(f'--tokens {args.tokens}: must be at least 1')
   print(args.prompt, end='', flush=True)
   text, decoder = '', tokenizer.stream()
-  options = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, key=jax.random.key(args.seed), state=state)
+  plain = isinstance(model, CALM)                            # no probabilities: it draws as it has learned
+  chosen = lambda value, usual: value if value is not None else 1.0 if plain else usual
+  options = dict(temperature=chosen(args.temperature, 0.8), top_k=args.top_k, top_p=chosen(args.top_p, 0.95), key=jax.random.key(args.seed), state=state)
   for token, state in stream(model, params, [prompt], args.tokens, **options):
     piece = decoder.push(int(token[0]))
     text += piece
@@ -203,14 +208,22 @@ def _tokenizer(name: str | None, path: str):
   return HFTokenizer(name) if '.json' in os.path.basename(name) else RWKVWorld(name)
 
 
+def _needs(kind: type, model, path: str, what: str) -> None:
+  if not isinstance(model, kind):
+    raise UserError(f'{path} is of a {type(model).__name__}, which {what}')
+
+
 def _with_data(args):
   """(parameters, experiment) of args.model on args.data, where that is given, as its validation text."""
   from ssmlab.data import Data, Text
+  from ssmlab.models import LM
   from ssmlab.train.experiment import Experiment
   model, params, tokenizer, experiment = open_model(args.model, args.tokenizer)
   if experiment is None and not args.data:
     raise UserError('a published checkpoint has no data of its own; name a text with --data')
   if experiment is None:
+    if type(model) is not LM:
+      raise UserError(f'{args.model} is a published {type(model).__name__}: what it has learned to predict only a workdir says')
     experiment = Experiment(model=model, data=Data(tokenizer=tokenizer))
   if args.data:
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=Text(args.data, valid=args.data)))
@@ -239,7 +252,10 @@ def evaluate(args) -> None:
 def _diversity(experiment, params, args) -> None:
   from ssmlab import bench
   from ssmlab.eval import diversity
+  from ssmlab.models import LM, Encoder
   path = bench.table_path(args.output) if args.output else None
+  if type(experiment.model) not in (LM, Encoder):
+    raise UserError(f'{args.model} is of a {type(experiment.model).__name__}; diversity is measured of an LM or an Encoder')
   rows = diversity.by_depth(experiment.model, params, experiment.data.eval_batches('valid', args.max_tokens or 65536, 0, 1))
   print(bench.table(rows))
   if path:
@@ -252,10 +268,12 @@ def distill(args) -> None:
   from ssmlab.core import mesh as meshes
   from ssmlab.eval.distill import distill
   from ssmlab.eval.heldout import HeldOut
+  from ssmlab.models import LM
   from ssmlab.train import workdir
   output = pathlib.Path(args.output)
   workdir.refuse_run(output)
   params, experiment = _with_data(args)
+  _needs(LM, experiment.model, args.model, 'has no long filters')
   model, found, rows = distill(experiment.model, params, modes=args.modes, error=args.error, length=experiment.data.length)
   print(table(rows))
   other = dataclasses.replace(experiment, model=model)

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   rows = []
   with tempfile.TemporaryDirectory() as scratch:
     for run in options.runs:
-      where, name = pathlib.Path(run), pathlib.Path(run).stem
+      where, name = pathlib.Path(run), pathlib.Path(run).stem if run.endswith('.py') else run
       if run.endswith('.py'):
         experiment = measured(resolve(load_experiment(run), []), options.steps, options.points, options.max_tokens, options.stride)
         where = pathlib.Path(options.workdir or scratch, name)

@@ -102,8 +102,7 @@ def stream(model, params, prompt_tokens, max_new_tokens: int, *, temperature: fl
     raise ValueError('an empty prompt needs a state to continue from')
   if rows and max(rows, key=len).size and max(int(row.max()) for row in rows if row.size) >= model.vocab:
     raise ValueError(f'the prompt holds ids beyond the vocabulary of {model.vocab}')
-  read_before = max((int(count.max()) for count in ([] if state is None else _leaves(state, 'read') + [state.get('position', np.zeros(1))])), default=0)
-  _check_length(model, read_before + max(len(row) for row in rows), max_new_tokens)
+  _check_length(model, _read_before(state) + max(len(row) for row in rows), max_new_tokens)
   tokens, ids = _padded(rows, model.max_length)
   total = None if state is not None else tokens.shape[1] + max_new_tokens
   model, turned = _prepared(model, total)
@@ -131,6 +130,10 @@ def _by_chunks(model: CALM, params, prompt_tokens, max_new_tokens: int, key, sta
   if over := [len(row) % model.chunk for row in rows if len(row) % model.chunk != len(rows[0]) % model.chunk]:
     raise ValueError(f'prompts that are {len(rows[0]) % model.chunk} and {over[0]} tokens beyond whole chunks of {model.chunk} cannot be continued together')
   over = len(rows[0]) % model.chunk
+  steps = max(len(row) for row in rows) // model.chunk - (-(over + max_new_tokens) // model.chunk)          # of the backbone
+  _check_length(model, model.chunk * _read_before(state), model.chunk * steps)
+  if state is not None:
+    _check_room(state, steps)
   sent = -over
   for chunk, state in generation.stream(model, params, rows, key=key, state=state, max_length=generation.room(model, rows, max_new_tokens)):
     for column in chunk.T:
@@ -139,6 +142,12 @@ def _by_chunks(model: CALM, params, prompt_tokens, max_new_tokens: int, key, sta
         yield column, state
       if sent == max_new_tokens:
         return
+
+
+def _read_before(state) -> int:
+  """Positions that the longest row of a state has read, where the state counts them."""
+  counts = [] if state is None else _leaves(state, 'read') + [state.get('position', np.zeros(1))]
+  return max((int(count.max()) for count in counts), default=0)
 
 
 def _check_length(model, prompt: int, new: int) -> None:
@@ -175,6 +184,9 @@ def generate(model, params, prompt_tokens, max_new_tokens: int, temperature: flo
   if max_new_tokens < 1:
     raise ValueError(f'max_new_tokens={max_new_tokens} must be at least 1')
   if state is None and max_length:
+    least = getattr(model, 'chunk', 1)
+    if any(len(row) < least for row in _rows(prompt_tokens)):
+      raise ValueError(f'a prompt of {min(map(len, _rows(prompt_tokens)))} tokens and no state: the first {least} must be given')
     state = model.init_state(len(prompt_tokens), max_length)
   columns, ended = [], None
   for token, state in stream(model, params, prompt_tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, key=key, state=state):

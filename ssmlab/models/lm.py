@@ -43,6 +43,8 @@ class LM(Stack):
 
   def __post_init__(self):
     self._check()
+    if dropped := next((block.channel for block in self._pattern if block.channel is not None and block.channel.dropout), None):
+      raise ValueError(f'{type(self).__name__}: the channel mixer has dropout={dropped.dropout}, which only an Encoder applies; it must be 0')
 
   # What is in the network.
 

@@ -160,6 +160,8 @@ class Stack:
     for name, x in self.walk(params, tokens, segment_ids):
       if not jnp.isfinite(x).all():
         return name
+    if self.head is None:
+      return None
     return None if jnp.isfinite(self.logits(params, self._top(params, x))).all() else 'head'
 
   # What it costs.

@@ -16,6 +16,10 @@ class Classify:
 
   targets_are = 'labels'
 
+  @property
+  def likelihood(self) -> bool:
+    return not self.regression
+
   def loss(self, model, params, batch, key: jax.Array):
     """(sum to differentiate, (count to divide by, sums to report)).
 

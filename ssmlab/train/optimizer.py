@@ -82,15 +82,15 @@ class Muon(AdamW):
   scalable for LLM training, arXiv 2502.16982, section 2: updates are 0.2 sqrt(max(in, out)) times an orthogonal matrix, so that AdamW's
   learning rate and weight decay serve.
 
-  Matrices: what a block declares as [in, out] with a name for `in`, decayed and not of full precision, each layer of a stack and each matrix
-  of its own.  Embedding, head, vectors, convolution kernels, decays and time constants go to Adam.
+  Matrices: arrays [.., in, out] of the blocks whose name is `w` or begins with `w_`, as the lab's maps do, decayed and not of full precision;
+  every layer of a stack and every head's matrix by itself.  Embedding, head, vectors, convolution kernels, decays and time constants go to Adam.
   momentum: of the matrices, Nesterov's.  iterations: of Newton-Schulz.
   """
   momentum: float = 0.95
   iterations: int = 5
 
   def _direction(self, declared) -> optax.GradientTransformation:
-    matrices = jax.tree_util.tree_map_with_path(lambda path, p: path[0].key in BLOCKS and _is_matrix(p), declared, is_leaf=lambda x: isinstance(x, Param))
+    matrices = jax.tree_util.tree_map_with_path(lambda path, p: path[0].key in BLOCKS and _is_matrix(path[-1].key, p), declared, is_leaf=lambda x: isinstance(x, Param))
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
     orthogonal = optax.contrib.scale_by_muon(ns_steps=self.iterations, beta=self.momentum,
                                              weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: axes, tree))
@@ -101,6 +101,6 @@ class Muon(AdamW):
 BLOCKS = ('blocks', 'tail', 'lead')                          # where a model declares its blocks (models.stack)
 
 
-def _is_matrix(param: Param) -> bool:
-  inside = param.axes[1:] if param.axes[:1] == ('layer',) else param.axes
-  return len(inside) == 2 and inside[0] is not None and param.weight_decay and not param.full_precision
+def _is_matrix(name: str, param: Param) -> bool:
+  axes = len(param.shape) - (param.axes[:1] == ('layer',))
+  return axes >= 2 and (name == 'w' or name.startswith('w_')) and param.weight_decay and not param.full_precision

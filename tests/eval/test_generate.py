@@ -107,3 +107,9 @@ def test_sampling_draws_from_the_kept_with_their_shares(sampling, kept):
 def test_refusals(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_a_new_state_with_room_still_needs_a_prompt():
+  """max_length makes the state; an empty prompt has nothing to go on from all the same."""
+  with pytest.raises(ValueError, match='a prompt of 0 tokens and no state'):
+    ssmlab.generate(MODEL, PARAMS, [[]], 2, max_length=8)

@@ -10,7 +10,9 @@ import pytest
 from ssmlab.core.params import init
 from ssmlab.interop import pretrained
 from ssmlab.layers.channel import GatedMLP
+from ssmlab.layers.filters import ImplicitFilter
 from ssmlab.mixers.attention import Attention
+from ssmlab.mixers.hyena import Hyena
 from ssmlab.mixers.rwkv7 import RWKV7
 from ssmlab.models import CALM, Autoencoder, Block
 from ssmlab.models.calm import DiffusionHead, EnergyHead, FlowHead
@@ -211,3 +213,16 @@ def test_the_general_generator_continues_it_too():
   assert tokens.shape == (2, K + 1) and (tokens == np.stack(rows)[:, :K + 1]).all()
   with pytest.raises(ValueError, match='CALM has no probabilities: temperature=0.5'):
     general(MODEL, PARAMS, prompt, K, temperature=0.5)
+
+
+def test_the_general_generator_counts_what_the_model_and_its_state_have_room_for():
+  from ssmlab.eval.generate import generate as general
+  _, state = general(MODEL, PARAMS, TOKENS[:, :K], K, max_length=2 * K)
+  with pytest.raises(ValueError, match='the state has room for 0 more tokens, but 5 are wanted'):
+    general(MODEL, PARAMS, [[], []], 5 * K, state=state)
+  bounded = dataclasses.replace(MODEL, pattern=(Block(Hyena(ImplicitFilter(l_max=6, emb_dim=5, width=8)), MLP),), depth=1)
+  params = drawn(bounded)
+  tokens, _ = general(bounded, params, TOKENS[:, :5 * K], K)               # no padding beyond what the filter reaches
+  assert tokens.shape == (2, K)
+  with pytest.raises(ValueError, match='are more than the 24 that the model can read'):
+    general(bounded, params, TOKENS[:, :5 * K], 2 * K)

@@ -8,7 +8,8 @@
     flops(channels, length, shared=1)                     forward FLOPs per token of one sequence of `length` tokens
 
 A kernel is computed once per call and may be cut along its last axis where one layer has several convolutions in a row.
-`max_length` is how many tokens of one document the filter reaches, None without a bound; a longer call raises ValueError.
+`max_length` is how many tokens of one document the filter reaches, None without a bound; a longer call raises ValueError, and generation
+counts over calls.
 """
 
 from ssmlab.layers.filters.base import LongFilter, filter_or

@@ -42,11 +42,15 @@ def _rows(prompt_tokens) -> list[np.ndarray]:
   return [np.asarray(row, np.int32).reshape(-1) for row in prompt_tokens]
 
 
-def _chunked(rows: list[np.ndarray], chunk: int):
-  """(tokens, segment ids of whole chunks padded on the left, tokens [batch, K] left over on the right, their number [batch])."""
+def _chunked(rows: list[np.ndarray], chunk: int, bound: int | None):
+  """(tokens, segment ids of whole chunks padded on the left, tokens [batch, K] left over on the right, their number [batch]).
+
+  bound: most tokens that the model can read, None without one; there is no padding beyond it.
+  """
   whole = [len(row) // chunk * chunk for row in rows]
   most = -(-max(whole) // chunk)
   most = (1 << max(most - 1, 0).bit_length() if most else 0) * chunk              # few lengths are ever compiled
+  most = most if bound is None else min(most, bound)
   tokens, ids = np.zeros((len(rows), most), np.int32), np.zeros((len(rows), most), np.int32)
   given, count = np.zeros((len(rows), chunk), np.int32), np.zeros(len(rows), np.int32)
   for index, (row, size) in enumerate(zip(rows, whole)):
@@ -58,7 +62,7 @@ def _chunked(rows: list[np.ndarray], chunk: int):
 
 def room(model, rows: list[np.ndarray], max_new_tokens: int) -> int:
   """Tokens that a new state must have room for: the prompts as they are padded and whole chunks of new ones."""
-  longest = _chunked(rows, model.chunk)[0].shape[1]
+  longest = _chunked(rows, model.chunk, model.max_length)[0].shape[1]
   over = max((len(row) % model.chunk for row in rows), default=0)
   return longest + -(-(max_new_tokens + over) // model.chunk) * model.chunk
 
@@ -74,7 +78,7 @@ def stream(model, params, prompt_tokens, *, key: jax.Array | None = None, state:
     raise ValueError(f'a prompt of {min(map(len, rows))} tokens and no state: the first chunk, of {model.chunk} tokens, must be given')
   if max((int(row.max()) for row in rows if row.size), default=0) >= model.vocab:
     raise ValueError(f'the prompt holds ids beyond the vocabulary of {model.vocab}')
-  tokens, ids, given, count = _chunked(rows, model.chunk)
+  tokens, ids, given, count = _chunked(rows, model.chunk, model.max_length)
   read, step = _compiled(model, draw)
   if state is None:
     state = model.init_state(len(rows), max(max_length, tokens.shape[1] + 2 * model.chunk))
