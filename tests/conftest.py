@@ -8,7 +8,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 import jax
 import pytest
 
-pytest_plugins = ['golden.table']
+pytest_plugins = ['tests.golden.table']
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 

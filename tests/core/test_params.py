@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from ssmlab.core import dtypes, inits, mesh
-from ssmlab.core.params import Layer, Param, at_layer, hints, init, shapes, size, stack, vector
+from ssmlab.core.params import (
+  Layer,
+  Param,
+  at_layer,
+  hints,
+  init,
+  shapes,
+  size,
+  stack,
+  vector,
+)
 
 
 def tree():

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from ssmlab.data import Bytes, Chunks, Text
-from ssmlab.data import corpus
+from ssmlab.data import Bytes, Chunks, Text, corpus
 
 
 @pytest.fixture

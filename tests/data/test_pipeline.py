@@ -12,7 +12,17 @@ import sys
 import numpy as np
 import pytest
 
-from ssmlab.data import Bytes, Data, EmptySplit, HFTokenizer, RWKVWorld, StandardLibrary, Text, Tokens, corpus
+from ssmlab.data import (
+  Bytes,
+  Data,
+  EmptySplit,
+  HFTokenizer,
+  RWKVWorld,
+  StandardLibrary,
+  Text,
+  Tokens,
+  corpus,
+)
 
 DOCUMENTS = [f'{i}: ' + 'naïve 世界 🌍 '[:i % 12] * (i % 7) for i in range(60)]
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data' / 'lm'

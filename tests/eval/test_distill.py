@@ -12,7 +12,12 @@ from ssmlab.core.params import init
 from ssmlab.data import Data, Text
 from ssmlab.eval.distill import distill, fit, order, singular_values
 from ssmlab.eval.generate import generate
-from ssmlab.layers.filters import DiagonalSSM, ExplicitFilter, ImplicitFilter, ModalFilter
+from ssmlab.layers.filters import (
+  DiagonalSSM,
+  ExplicitFilter,
+  ImplicitFilter,
+  ModalFilter,
+)
 from ssmlab.mixers.h3 import H3
 from ssmlab.mixers.hyena import Hyena
 from ssmlab.mixers.longconv import LongConv

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from ssmlab.core.params import init
-from ssmlab.eval.diversity import Moments, by_depth, effective_dimension, plot, projection_distance, rank_one_residual
+from ssmlab.eval.diversity import (
+  Moments,
+  by_depth,
+  effective_dimension,
+  plot,
+  projection_distance,
+  rank_one_residual,
+)
 from ssmlab.layers.channel import MLP, GatedMLP
 from ssmlab.mixers.mingru import MinGRU
 from ssmlab.models import LM

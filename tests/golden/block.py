@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compare import Errors, Golden
 
 from ssmlab.layers.channel import MLP
 from ssmlab.layers.norms import LayerNorm
 from ssmlab.layers.shortcut import Circulant, Full
 from ssmlab.mixers.attention import Attention
 from ssmlab.mixers.augmented import Augmented
+from tests.golden.compare import Errors, Golden
 
 SYSTEMS = ('augvit-block',)
 

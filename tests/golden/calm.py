@@ -5,13 +5,13 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compare import Errors, Golden
 
 from ssmlab.interop import calm, mapping, pretrained
 from ssmlab.models.calm.autoencoder import floored_divergence
 from ssmlab.models.calm.diffusion_head import schedule
 from ssmlab.models.calm.generation import step_with
 from ssmlab.ops.energy_score import energy_score
+from tests.golden.compare import Errors, Golden
 
 BARE = types.SimpleNamespace(blocks=(), layers=lambda tree: [])                # a head by itself has no blocks
 

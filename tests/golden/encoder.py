@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compare import Errors, Golden
-from language_model import Run
 
 from ssmlab.models.encoder import Encoder
 from ssmlab.ops.attention import alibi_slopes
+from tests.golden.compare import Errors, Golden
+from tests.golden.language_model import Run
 
 IGNORED = -100             # label of a position that is not in the loss
 

@@ -5,11 +5,11 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compare import Errors, Golden
 
 from ssmlab.core.config import UserError
 from ssmlab.eval.generate import generate
 from ssmlab.interop import mapping, pretrained
+from tests.golden.compare import Errors, Golden
 
 # Systems whose table is torch's Embedding(padding_idx=pad_token_id), which gives that row no gradient from look-ups; the default id.
 PADDED = {'llama-hf': None, 'recurrentgemma-hf': 0, 'bert-hf': 0, 'roberta-hf': 1, 'mosaicbert': 0, 'modernbert-hf': 50283}

@@ -6,12 +6,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compare import Errors, Golden
 
 from ssmlab.interop import hyena, mapping
 from ssmlab.layers.norms import LayerNorm
 from ssmlab.mixers.hyena import Hyena
 from ssmlab.models.lm import LM
+from tests.golden.compare import Errors, Golden
 
 MIXER = 'backbone.layers.0.mixer.'
 SYSTEMS = {'hyena-filter': f'{MIXER}filter_fn.', 'hyena-operator': MIXER, 'h3-layer': MIXER}       # where their tensors are in a whole model

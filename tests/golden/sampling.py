@@ -6,9 +6,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compare import Errors, Golden
 
 from ssmlab.eval import brier, temperature
+from tests.golden.compare import Errors, Golden
 
 SYSTEMS = ('calm-brierlm', 'calm-temperature')
 

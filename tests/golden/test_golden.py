@@ -5,17 +5,18 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from block import SYSTEMS as BLOCKS
-from block import BlockRun
-from calm import SYSTEMS as CALM
-from calm import CALMRun
-from compare import Golden, files
-from encoder import run_of
-from language_model import Run, has_adapter
-from layer import SYSTEMS, LayerRun
-from missing import MISSING
-from sampling import SYSTEMS as SAMPLING
-from sampling import SamplingRun
+
+from tests.golden.block import SYSTEMS as BLOCKS
+from tests.golden.block import BlockRun
+from tests.golden.calm import SYSTEMS as CALM
+from tests.golden.calm import CALMRun
+from tests.golden.compare import Golden, files
+from tests.golden.encoder import run_of
+from tests.golden.language_model import Run, has_adapter
+from tests.golden.layer import SYSTEMS, LayerRun
+from tests.golden.missing import MISSING
+from tests.golden.sampling import SYSTEMS as SAMPLING
+from tests.golden.sampling import SamplingRun
 
 
 def examine(golden: Golden, record) -> None:

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from ssmlab.core.params import hints, init, size
-from ssmlab.layers.filters import DiagonalSSM, ExplicitFilter, ImplicitFilter, ModalFilter
+from ssmlab.layers.filters import (
+  DiagonalSSM,
+  ExplicitFilter,
+  ImplicitFilter,
+  ModalFilter,
+)
 
 CHANNELS, BATCH, TIME = 6, 2, 40
 IMPLICIT = ImplicitFilter(l_max=48, emb_dim=7, width=10, frequency=5.0, shift=0.1)

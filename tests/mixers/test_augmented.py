@@ -6,15 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_contract import (  # noqa: F401  the contract, of the case below
-    Case, test_an_all_padding_call_leaves_the_state_alone, test_any_split_into_calls_is_the_whole,
-    test_batch_composition_changes_nothing, test_bfloat16_is_finite_and_close, test_causal_and_every_parameter_has_a_gradient,
-    test_packed_documents_and_padding_change_nothing, test_packed_state_goes_on_with_the_last_document)
 
 from ssmlab.core.params import init
 from ssmlab.layers.shortcut import Bottleneck, Circulant, Full
 from ssmlab.mixers import rwkv7
 from ssmlab.mixers.augmented import Augmented
+from tests.mixers.test_contract import (  # noqa: F401  the contract, of the case below
+  Case,
+  test_an_all_padding_call_leaves_the_state_alone,
+  test_any_split_into_calls_is_the_whole,
+  test_batch_composition_changes_nothing,
+  test_bfloat16_is_finite_and_close,
+  test_causal_and_every_parameter_has_a_gradient,
+  test_packed_documents_and_padding_change_nothing,
+  test_packed_state_goes_on_with_the_last_document,
+)
 
 WIDTH = 16
 SHORTCUTS = (Bottleneck(reduction=4), Full(activation='relu'), Circulant(blocks=2))

@@ -2,10 +2,10 @@
 
 import pytest
 
+from ssmlab.mixers.attention import Attention
 from ssmlab.models.calm import cost
 from ssmlab.models.presets import calm as presets
 from ssmlab.models.presets.llama import llama_style
-from ssmlab.mixers.attention import Attention
 
 # arXiv 2510.27688, table 1 (371M, 735M, 1.82B) and its appendix; to the digits of the reference sheet, millions, without the autoencoder.
 SIZES = {'S': (201, 0), 'M': (371.7, 1), 'L': (735.3, 1), 'XL': (1829.8, 1)}

@@ -2,7 +2,15 @@
 
 import pytest
 
-from ssmlab.models.presets.hyena import SIZES, SIZES_DNA, SIZES_H3, h3, hyena, hyenadna, striped_hyena
+from ssmlab.models.presets.hyena import (
+  SIZES,
+  SIZES_DNA,
+  SIZES_H3,
+  h3,
+  hyena,
+  hyenadna,
+  striped_hyena,
+)
 
 NUMBERS = {'M': 1e6, 'B': 1e9}
 

@@ -2,7 +2,14 @@
 
 import pytest
 
-from ssmlab.models.presets.mamba import SIZES_1, SIZES_2, SIZES_3, mamba1, mamba2, mamba3
+from ssmlab.models.presets.mamba import (
+  SIZES_1,
+  SIZES_2,
+  SIZES_3,
+  mamba1,
+  mamba2,
+  mamba3,
+)
 
 NUMBERS = {'M': 1e6, 'B': 1e9}
 

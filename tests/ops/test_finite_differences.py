@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from ssmlab.ops import attention, diagonal_recurrence, discretisation, linear_recurrence, segments
+from ssmlab.ops import (
+  attention,
+  diagonal_recurrence,
+  discretisation,
+  linear_recurrence,
+  segments,
+)
 from ssmlab.ops.delta_rule import delta_rule, unit_length
 from ssmlab.ops.inner_descent import inner_descent, loss_gradient
 from ssmlab.ops.max_stabilised import weighted_average

@@ -50,7 +50,7 @@ def experiment(text):
 def experiment_file(text, tmp_path):
   """The same experiment as a file for the command line."""
   path = tmp_path / 'words_tiny.py'
-  path.write_text(f'import sys\nsys.path.insert(0, {str(ROOT / "tests" / "train")!r})\nfrom conftest import tiny\n\n\ndef config():\n  return tiny({str(text)!r})\n'
+  path.write_text(f'import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tests.train.conftest import tiny\n\n\ndef config():\n  return tiny({str(text)!r})\n'
                   "\n\ndef sweep():\n  return [{'optim.peak_lr': 0.001}, {'optim.peak_lr': 0.002}]\n")
   return path
 

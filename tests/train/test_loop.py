@@ -20,7 +20,7 @@ from ssmlab.train.experiment import quick
 @pytest.fixture(scope='module')
 def finished(text, tmp_path_factory):
   """A run to its end: (experiment, workdir, summary)."""
-  from conftest import tiny
+  from tests.train.conftest import tiny
   experiment, path = tiny(text), tmp_path_factory.mktemp('runs') / 'whole'
   return experiment, path, loop.run(experiment, path, quiet=True)
 
@@ -160,11 +160,10 @@ def test_schedules(experiment, decay, end):
 
 def test_an_encoder_is_trained_and_has_no_state(text, tmp_path):
   """Blocks that read in both directions carry nothing: the table of costs and the summary say so instead of failing."""
-  from conftest import tiny
-
   from ssmlab.mixers.bidirectional import Bidirectional
   from ssmlab.mixers.rglru import TINY
   from ssmlab.train.cost import costs
+  from tests.train.conftest import tiny
   model = dataclasses.replace(tiny(text).model, pattern=(Bidirectional(TINY),), depth=1)
   experiment = dataclasses.replace(tiny(text), model=model)
   assert dict(costs(experiment))['state per sequence'].startswith('none')

@@ -10,9 +10,9 @@ import chex
 import jax
 import numpy as np
 import pytest
-from conftest import command
 
 from ssmlab.train import metrics, workdir
+from tests.train.conftest import command
 
 
 def parameters(path):
@@ -123,7 +123,7 @@ WRONG = [
     (('EXPERIMENT', '--sweep-index', '7'), '--sweep-index 7', '0 to 1'),
     (('absent.py',), 'absent.py does not exist', ''),
     (('launch', 'README.md'), 'README.md is not a Python file', ''),
-    (('fly', 'x'), "unknown command 'fly'", 'launch, sample, eval, bench'),
+    (('fly', 'x'), "unknown command 'fly'", 'launch, sample, eval, distill, bench'),
     (('sample', 'absent'), 'absent does not exist', ''),
     (('sample', 'FOLDER', '--prompt', 'x'), '', ''),
     (('eval', 'absent'), 'absent does not exist', ''),
