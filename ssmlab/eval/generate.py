@@ -62,8 +62,8 @@ def _compiled(model, sampling: Sampling):
   def read(params, tokens, state, segment_ids):
     return model.hidden(params, tokens, state, segment_ids)[1]
 
-  def step(params, state, key):
-    token = sampling.draw(key, model.logits(params, state['hidden']))
+  def step(params, state, key, index):
+    token = sampling.draw(jax.random.fold_in(key, index), model.logits(params, state['hidden']))
     return token, model.hidden(params, token[:, None], state)[1]
   return jax.jit(read, donate_argnums=2), jax.jit(step, donate_argnums=1)
 
@@ -120,7 +120,7 @@ def stream(model, params, prompt_tokens, max_new_tokens: int, *, temperature: fl
     state = read(params, tokens, state, ids)
   key = jax.random.key(0) if key is None else key
   for index in range(max_new_tokens):
-    token, state = step(params, state, jax.random.fold_in(key, index))
+    token, state = step(params, state, key, index)
     yield np.asarray(token), state
 
 

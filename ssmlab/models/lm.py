@@ -29,6 +29,8 @@ class LM(Stack):
   norm: before every mixer, every channel mixer and the head.
   activations: 'float32' | 'bfloat16' (parameters, states, norms and softmax stay float32) | 'float64' (tests).
   remat: what the backward pass recomputes: 'block' (all of a block), 'dots' (all but matrix products), 'none'.
+  unroll: repetitions of the pattern in one turn of the compiled loop where no state is carried: with more of them training compiles longer and
+    runs faster, since less is stacked for the backward pass; decoding would not.
   """
   vocab: int
   width: int
@@ -40,6 +42,7 @@ class LM(Stack):
   head: Head = Head()
   activations: str = 'float32'
   remat: str = 'block'
+  unroll: int = 1
 
   def __post_init__(self):
     self._check()

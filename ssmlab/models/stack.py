@@ -27,7 +27,7 @@ class Block:
 
 
 class Stack:
-  """Base of the networks: frozen dataclasses with the fields vocab, width, pattern, depth, channel, norm, embedding, head, activations, remat.
+  """Base of the networks: frozen dataclasses with the fields vocab, width, pattern, depth, channel, norm, embedding, head, activations, remat, unroll.
 
   A subclass says what is in a block (`_block_params`, `_block`) and what is before and after the blocks (`_embed`, `_top`, `logits`).
   Trees of parameters and states hold the blocks in `blocks` (stacked, one entry per place in the pattern), `tail` (the layers left on top)
@@ -38,7 +38,7 @@ class Stack:
 
   def _check(self) -> None:
     name_of = type(self).__name__
-    for name in ('vocab', 'width', 'depth'):
+    for name in ('vocab', 'width', 'depth', 'unroll'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name_of}: {name}={getattr(self, name)} must be at least 1')
     if not self.pattern:
@@ -123,7 +123,8 @@ class Stack:
       run = self._recomputed(lambda carry, xs, blocks=blocks, one=one: self._section(blocks, one, dtype, step, carry, *xs), recompute)
       xs = params[name], state and state[name]
       if name == 'blocks':
-        carry, after[name] = jax.lax.scan(run, carry, (*xs, first + len(blocks) * jnp.arange(self._repeats)))
+        carry, after[name] = jax.lax.scan(run, carry, (*xs, first + len(blocks) * jnp.arange(self._repeats)),
+                                          unroll=min(self.unroll, self._repeats) if state is None else 1)
       else:
         carry, after[name] = run(carry, (*xs, first))
     return carry, after
