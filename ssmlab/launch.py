@@ -160,15 +160,14 @@ def sample(args) -> None:
     state = load_state(args.state, model=model, tokenizer=tokenizer)
   else:
     prompt = np.concatenate([[tokenizer.end], prompt]).astype(np.int32)
-    if args.max_length:
-      state = model.init_state(batch=1, max_length=args.max_length)
   if args.tokens < 1:
     raise UserError(f'--tokens {args.tokens}: must be at least 1')
   print(args.prompt, end='', flush=True)
   text, decoder = '', tokenizer.stream()
   plain = isinstance(model, CALM)                            # no probabilities: it draws as it has learned
   chosen = lambda value, usual: value if value is not None else 1.0 if plain else usual
-  options = dict(temperature=chosen(args.temperature, 0.8), top_k=args.top_k, top_p=chosen(args.top_p, 0.95), key=jax.random.key(args.seed), state=state)
+  options = dict(temperature=chosen(args.temperature, 0.8), top_k=args.top_k, top_p=chosen(args.top_p, 0.95), key=jax.random.key(args.seed), state=state,
+                 max_length=args.max_length)
   for token, state in stream(model, params, [prompt], args.tokens, **options):
     piece = decoder.push(int(token[0]))
     text += piece

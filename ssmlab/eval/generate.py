@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmlab.models.calm import CALM, generation
+from ssmlab.eval.temperature import Chunks
+from ssmlab.models.calm import CALM
+
+Draw = Callable[[Any, Any, jax.Array, jax.Array], jax.Array]      # (model, params, x [batch, width] after the last token, key) -> int32 [batch, tokens]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Sampling:
       raise ValueError(f'top_k={self.top_k} must be at least 0')
     if not 0 < self.top_p <= 1:
       raise ValueError(f'top_p={self.top_p} must be above 0 and at most 1')
+
+  def __call__(self, model, params, x: jax.Array, key: jax.Array) -> jax.Array:
+    """A Draw of an LM: int32 [batch, 1]."""
+    return self.draw(key, model.logits(params, x))[:, None]
 
   def draw(self, key: jax.Array, logits: jax.Array) -> jax.Array:
     """logits float32 [batch, vocab] -> int32 [batch]."""
@@ -57,15 +65,26 @@ def _prepared(model, length: int | None):
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(model, sampling: Sampling):
-  """(read: tokens into a state, step: draw one token and read it), compiled once per model and way of drawing."""
+def _compiled(model, draw: Draw):
+  """(read: tokens into a state, step: draw the next tokens and read them), compiled once per model and way of drawing."""
   def read(params, tokens, state, segment_ids):
     return model.hidden(params, tokens, state, segment_ids)[1]
 
   def step(params, state, key, index):
-    token = sampling.draw(jax.random.fold_in(key, index), model.logits(params, state['hidden']))
-    return token, model.hidden(params, token[:, None], state)[1]
-  return jax.jit(read, donate_argnums=2), jax.jit(step, donate_argnums=1)
+    tokens = draw(model, params, state['hidden'], jax.random.fold_in(key, index))
+    if 'given' in state:
+      tokens = jnp.where(jnp.arange(model.chunk) < state['count'][:, None], state['given'], tokens)
+    return tokens, model.hidden(params, tokens, state)[1]
+  return jax.jit(read, donate_argnums=2), jax.jit(step, donate_argnums=1 if model.chunk == 1 else ())
+
+
+def _drawn(model, temperature: float, top_k: int, top_p: float) -> Draw:
+  """How the model's next tokens are drawn."""
+  if not isinstance(model, CALM):
+    return Sampling(temperature, top_k, top_p)
+  if (top_k, top_p) != (0, 1.0):
+    raise ValueError(f'CALM has no probabilities: top_k={top_k} and top_p={top_p} must be 0 and 1')
+  return Chunks(temperature)
 
 
 def _rows(prompt_tokens) -> list[np.ndarray]:
@@ -74,122 +93,93 @@ def _rows(prompt_tokens) -> list[np.ndarray]:
   return [np.asarray(row, np.int32).reshape(-1) for row in prompt_tokens]
 
 
-def _padded(rows: list[np.ndarray], most: int | None) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of unequal length -> tokens and segment ids, padded on the left to a power of two, at most `most`: few lengths are ever compiled."""
-  time = max(len(row) for row in rows)
-  time = min(1 << max(time - 1, 0).bit_length(), most or 2 ** 31)
+def _padded(rows: list[np.ndarray], chunk: int, most: int | None) -> tuple[np.ndarray, np.ndarray]:
+  """The rows' whole chunks -> tokens and segment ids, padded on the left to a power of two of them, at most `most` tokens: few lengths are
+  ever compiled."""
+  rows = [row[:len(row) // chunk * chunk] for row in rows]
+  chunks = max(len(row) for row in rows) // chunk
+  time = min(chunk << max(chunks - 1, 0).bit_length() if chunks else 0, most or 2 ** 31)
   tokens, ids = np.zeros((len(rows), time), np.int32), np.zeros((len(rows), time), np.int32)
   for row, tok, seg in zip(rows, tokens, ids):
     tok[time - len(row):], seg[time - len(row):] = row, 1
   return tokens, ids
 
 
+def _check_room(model, state, prompt: int, new: int) -> None:
+  """What a model has filters or positions for bounds a document, and what a state has slots for what it can still read."""
+  room, whose = (model.max_length, 'model can read') if state is None else (model.room(state), 'state has room for')
+  if room is not None and prompt + new > room:
+    raise ValueError(f'a prompt of {prompt} tokens and {new} new ones are more than the {room} that the {whose}')
+
+
 def stream(model, params, prompt_tokens, max_new_tokens: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-           key: jax.Array | None = None, state: Any = None) -> Iterator[tuple[np.ndarray, Any]]:
-  """Yields (tokens int32 [batch], state after them), one step at a time.  Arguments as for `generate`.
+           draw: Draw | None = None, key: jax.Array | None = None, state: Any = None, max_length: int = 0) -> Iterator[tuple[np.ndarray, Any]]:
+  """Yields (tokens int32 [batch], state after them), one token at a time, whether the model draws them singly or K at once.  Arguments as for
+  `generate`.
 
   A yielded state is given to the next step, which reuses its memory: keep the last one only.
   """
-  if isinstance(model, CALM):
-    if (temperature, top_k, top_p) != (1.0, 0, 1.0):
-      raise ValueError(f'CALM has no probabilities: temperature={temperature}, top_k={top_k}, top_p={top_p} must be 1, 0 and 1 here')
-    yield from _by_chunks(model, params, prompt_tokens, max_new_tokens, key, state)
-    return
   rows = _rows(prompt_tokens)
   if not all(block.mixer.has_state for block in model.blocks):
     raise ValueError('the model reads in both directions: it has no state and cannot continue a text')
-  if state is None and any(len(row) == 0 for row in rows):
-    raise ValueError('an empty prompt needs a state to continue from')
-  if rows and max(rows, key=len).size and max(int(row.max()) for row in rows if row.size) >= model.vocab:
+  chunk, draw = model.chunk, draw or _drawn(model, temperature, top_k, top_p)
+  if state is None and min(map(len, rows)) < chunk:
+    raise ValueError(f'a prompt of {min(map(len, rows))} tokens and no state to continue from: the first {chunk} must be given')
+  if max((int(row.max()) for row in rows if row.size), default=0) >= model.vocab:
     raise ValueError(f'the prompt holds ids beyond the vocabulary of {model.vocab}')
-  _check_length(model, _read_before(state) + max(len(row) for row in rows), max_new_tokens)
-  tokens, ids = _padded(rows, model.max_length)
-  total = None if state is not None else tokens.shape[1] + max_new_tokens
+  if state is not None and state['segment'].shape[0] != len(rows):
+    raise ValueError(f'the state is of {state["segment"].shape[0]} sequences, the prompt of {len(rows)}')
+  _check_room(model, state, max(map(len, rows)), max_new_tokens)
+  if state is not None and 'given' in state:
+    rows = [np.concatenate([given[:count], row]) for given, count, row in zip(np.asarray(state['given']), np.asarray(state['count']), rows)]
+  over = [len(row) % chunk for row in rows]
+  if other := [count for count in over if count != over[0]]:
+    raise ValueError(f'prompts that are {over[0]} and {other[0]} tokens beyond whole chunks of {chunk} cannot be continued together')
+  tokens, ids = _padded(rows, chunk, model.max_length)
+  total = None if state is not None else max(tokens.shape[1] + over[0] + max_new_tokens, max_length)
   model, turned = _prepared(model, total)
   params = turned(params)
-  read, step = _compiled(model, Sampling(temperature, top_k, top_p))
+  read, step = _compiled(model, draw)
   if state is None:
     state = model.init_state(len(rows), total)
   else:
-    if state['segment'].shape[0] != len(rows):
-      raise ValueError(f'the state is of {state["segment"].shape[0]} sequences, the prompt of {len(rows)}')
-    _check_room(state, max(len(row) for row in rows) + max_new_tokens)
     ids = np.where(ids, np.maximum(np.asarray(state['segment']), 1)[:, None], 0)       # the prompt goes on with the state's document
     state = jax.tree.map(jnp.copy, state)                    # the caller's is not consumed
-  if max(len(row) for row in rows):
+  if tokens.shape[1]:
     state = read(params, tokens, state, ids)
+  if over[0]:
+    given = np.stack([np.pad(row[len(row) - over[0]:], (0, chunk - over[0])) for row in rows])
+    state = state | dict(given=given, count=np.asarray(over, np.int32))
   key = jax.random.key(0) if key is None else key
-  for index in range(max_new_tokens):
-    token, state = step(params, state, key, index)
-    yield np.asarray(token), state
-
-
-def _by_chunks(model: CALM, params, prompt_tokens, max_new_tokens: int, key, state) -> Iterator[tuple[np.ndarray, Any]]:
-  """As `stream`; a chunk's tokens come one after another, each with the state that has read the whole chunk."""
-  rows = _rows(prompt_tokens)
-  if over := [len(row) % model.chunk for row in rows if len(row) % model.chunk != len(rows[0]) % model.chunk]:
-    raise ValueError(f'prompts that are {len(rows[0]) % model.chunk} and {over[0]} tokens beyond whole chunks of {model.chunk} cannot be continued together')
-  over = len(rows[0]) % model.chunk
-  steps = max(len(row) for row in rows) // model.chunk - (-(over + max_new_tokens) // model.chunk)          # of the backbone
-  _check_length(model, model.chunk * _read_before(state), model.chunk * steps)
-  if state is not None:
-    _check_room(state, steps)
-  sent = -over
-  for chunk, state in generation.stream(model, params, rows, key=key, state=state, max_length=generation.room(model, rows, max_new_tokens)):
-    for column in chunk.T:
-      sent += 1
-      if sent > 0:
-        yield column, state
-      if sent == max_new_tokens:
+  begun, left = over[0], max_new_tokens
+  for index in itertools.count():
+    drawn, after = step(params, state, key, index)
+    drawn = np.asarray(drawn)
+    for place in range(begun, chunk):
+      left -= 1
+      yield drawn[:, place], after if place == chunk - 1 else state | dict(given=drawn, count=np.full(len(rows), place + 1, np.int32))
+      if not left:
         return
-
-
-def _read_before(state) -> int:
-  """Positions that the longest row of a state has read, where the state counts them."""
-  counts = [] if state is None else _leaves(state, 'read') + [state.get('position', np.zeros(1))]
-  return max((int(count.max()) for count in counts), default=0)
-
-
-def _check_length(model, prompt: int, new: int) -> None:
-  """What a model has filters or positions for bounds a document, whatever the state has room for."""
-  if model.max_length is not None and prompt + new > model.max_length:
-    raise ValueError(f'a prompt of {prompt} tokens and {new} new ones are more than the {model.max_length} that the model can read')
-
-
-def _leaves(state, name: str) -> list[jax.Array]:
-  return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if getattr(path[-1], 'key', None) == name]
-
-
-def _check_room(state, new: int) -> None:
-  """An attention cache has a fixed number of slots; the longest one of the model bounds what can still be read.  So has a long filter's history."""
-  of = lambda name: _leaves(state, name)
-  room = max((held.shape[-1] - int(written.max()) for held, written in zip(of('held'), of('written'))), default=None)
-  rooms = [inputs.shape[read.ndim] - int(read.max()) for inputs, read in zip(of('inputs'), of('read'))] + ([] if room is None else [room])
-  room = min(rooms, default=None)
-  if room is not None and new > room:
-    raise ValueError(f'the state has room for {room} more tokens, but {new} are wanted; make it with a larger max_length')
+    state, begun = after, 0
 
 
 def generate(model, params, prompt_tokens, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0, key: jax.Array | None = None,
-             state: Any = None, *, top_k: int = 0, stop: Sequence[int] = (), max_length: int = 0) -> tuple[np.ndarray, Any]:
+             state: Any = None, *, top_k: int = 0, draw: Draw | None = None, stop: Sequence[int] = (), max_length: int = 0) -> tuple[np.ndarray, Any]:
   """Continues each prompt by up to max_new_tokens tokens.
 
   prompt_tokens: int [batch, time] or a list of token lists of unequal length.  With a state it is what comes next, and may be empty.
-  temperature, top_p, top_k: see Sampling.  key: jax.random key; the same key gives the same tokens.  state: from an earlier call.
+  temperature, top_p, top_k: see Sampling; a CALM, which has no probabilities, takes a temperature alone (eval.temperature.Chunks).
+  draw: in their place any way of drawing.  key: jax.random key; the same key gives the same tokens.  state: from an earlier call.
   stop: ids after which a row has ended; it is filled with that id, and generation stops when every row has ended.
-  max_length: tokens that the new state has room for in all (0: these); only attention needs it.
+  max_length: tokens that the new state has room for in all (0: these); only attention and long filters need it.
   Returns (int32 [batch, new], state that has read prompt and new tokens).  Raises ValueError for options out of range, an empty prompt
   without a state, ids beyond the vocabulary, a state without room.
   """
   if max_new_tokens < 1:
     raise ValueError(f'max_new_tokens={max_new_tokens} must be at least 1')
-  if state is None and max_length:
-    least = getattr(model, 'chunk', 1)
-    if any(len(row) < least for row in _rows(prompt_tokens)):
-      raise ValueError(f'a prompt of {min(map(len, _rows(prompt_tokens)))} tokens and no state: the first {least} must be given')
-    state = model.init_state(len(prompt_tokens), max_length)
   columns, ended = [], None
-  for token, state in stream(model, params, prompt_tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, key=key, state=state):
+  for token, state in stream(model, params, prompt_tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, draw=draw,
+                             key=key, state=state, max_length=max_length):
     if ended is not None:
       token = np.where(ended, columns[-1], token)
     columns.append(token)

@@ -97,7 +97,7 @@ def counting(outcomes: jax.Array, key: jax.Array, n: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-  """The `draw` of models.calm.generate at a temperature: (model, params, x [batch, width], key) -> int32 [batch, K].
+  """A CALM's next chunk at a temperature, the `draw` of eval.generate: (model, params, x [batch, width], key) -> int32 [batch, K].
 
   samples: N of `counting` (the authors' 200), for T = 1/n; 0: `exact`, for any T in (0, 1], however long it takes.
   """

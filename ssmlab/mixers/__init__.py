@@ -41,6 +41,10 @@ class Mixer:
     """
     return self, _same
 
+  def room(self, state) -> int | None:
+    """Tokens that a state can still read, None without a bound.  state: as from init_state, its arrays also with further axes in front."""
+    return None
+
   def signals(self, x: jax.Array) -> dict[str, Any]:
     """Arrays that travel beside x from block to block, as they are before the first block.  x: [batch, time, width]."""
     return {}

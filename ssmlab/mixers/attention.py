@@ -95,6 +95,10 @@ class Attention(Mixer):
     return dict(cache=init_cache(batch, slots, self._kv, self.head_dim, jnp.dtype(self.cache_dtype)),
                 position=jnp.zeros((batch,), jnp.int32))
 
+  def room(self, state) -> int | None:
+    held, written = state['cache']['held'], state['cache']['written']
+    return None if self.window is not None and held.shape[-1] >= self.window else held.shape[-1] - int(written.max())
+
   def flops(self, width: int, length: int) -> float:
     whole, near = ((length + 1) / 2, self.window) if self.causal else (length, 2 * (self.window or 0) - 1)
     seen = whole if self.window is None else min(whole, near)

@@ -35,6 +35,9 @@ class Augmented(Mixer):
   def init_state(self, width: int, batch: int, max_length: int):
     return self.mixer.init_state(width, batch, max_length)
 
+  def room(self, state) -> int | None:
+    return self.mixer.room(state)
+
   def for_generation(self, length: int | None):
     made, turned = self.mixer.for_generation(length)
     return dataclasses.replace(self, mixer=made), lambda params: params | dict(mixer=turned(params['mixer']))

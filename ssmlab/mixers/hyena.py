@@ -14,14 +14,14 @@ import jax.numpy as jnp
 
 from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
-from ssmlab.layers.filters import ImplicitFilter, LongFilter, ModalFilter, filter_or
+from ssmlab.layers.filters import Filtered, ImplicitFilter, LongFilter, ModalFilter
 from ssmlab.mixers import Mixer
 from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import short_convolution
 
 
 @dataclasses.dataclass(frozen=True)
-class Hyena(Mixer):
+class Hyena(Filtered, Mixer):
   """v <- g_{N-1-o} v, v <- h_o conv v + skip_o v for o = 0 .. N-2;  y = (g_0 v) W_out + b_out;  g_i and v are short convolutions of x W + b.
 
   filter: of the long convolutions, with width * (order - 1) channels.  None: ModalFilter(), which has no longest length.  With a
@@ -36,6 +36,8 @@ class Hyena(Mixer):
   heads: int = 1
   conv_width: int = 3
 
+  _usual = ModalFilter()
+
   def __post_init__(self):
     if self.order < 2:
       raise ValueError(f'Hyena: order={self.order} must be at least 2')
@@ -44,14 +46,6 @@ class Hyena(Mixer):
     if self.conv_width < 1:
       raise ValueError(f'Hyena: conv_width={self.conv_width} must be at least 1')
     self._filter                                             # checks that it is one
-
-  @property
-  def _filter(self) -> LongFilter:
-    return filter_or(self.filter, ModalFilter())
-
-  @property
-  def max_length(self) -> int | None:
-    return self._filter.max_length
 
   @property
   def _names(self) -> tuple[str, ...]:
@@ -79,9 +73,8 @@ class Hyena(Mixer):
     channels, shared = (width, ()) if self.heads == 1 else (self.heads, (size, size))
     return tails | {f'long_{o}': self._filter.init_state(channels, batch, max_length, shared) for o in range(self.order - 1)}
 
-  def for_generation(self, length: int | None):
-    made, turn = self._filter.for_generation(length)
-    return dataclasses.replace(self, filter=made), lambda params: params | dict(filter=turn(params['filter']))
+  def room(self, state) -> int | None:
+    return self._filter.room(state['long_0'])
 
   def flops(self, width: int, length: int) -> float:
     """The filter as made for one sequence; a batch shares it."""

@@ -8,7 +8,7 @@ import jax
 
 from ssmlab.core import inits
 from ssmlab.core.params import Param
-from ssmlab.layers.filters import ExplicitFilter, LongFilter, ModalFilter, filter_or
+from ssmlab.layers.filters import ExplicitFilter, Filtered, LongFilter, ModalFilter
 from ssmlab.layers.glu import GLU
 from ssmlab.mixers import Mixer
 
@@ -16,23 +16,17 @@ OUTPUT = GLU(torch=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class LongConv(Mixer):
+class LongConv(Filtered, Mixer):
   """y = glu(gelu(h conv x + skip x)), every channel on its own up to the glu.
 
   filter: h, ExplicitFilter in the paper.  None: ModalFilter(), which has no longest length.
   """
   filter: LongFilter | None = None
 
+  _usual = ModalFilter()
+
   def __post_init__(self):
     self._filter                                             # checks that it is one
-
-  @property
-  def _filter(self) -> LongFilter:
-    return filter_or(self.filter, ModalFilter())
-
-  @property
-  def max_length(self) -> int | None:
-    return self._filter.max_length
 
   def params(self, width: int):
     return dict(filter=self._filter.params(width), skip=Param((width,), ('inner',), inits.normal(1.0))) | OUTPUT.params(width)
@@ -40,9 +34,8 @@ class LongConv(Mixer):
   def init_state(self, width: int, batch: int, max_length: int):
     return self._filter.init_state(width, batch, max_length)
 
-  def for_generation(self, length: int | None):
-    made, turn = self._filter.for_generation(length)
-    return dataclasses.replace(self, filter=made), lambda params: params | dict(filter=turn(params['filter']))
+  def room(self, state) -> int | None:
+    return self._filter.room(state)
 
   def flops(self, width: int, length: int) -> float:
     return 4 * width * width + 2 * width + self._filter.flops(width, length)

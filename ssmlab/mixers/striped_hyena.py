@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ssmlab.core import inits
 from ssmlab.core.params import Param, vector
-from ssmlab.layers.filters import LongFilter, ModalFilter, filter_or
+from ssmlab.layers.filters import Filtered, LongFilter, ModalFilter
 from ssmlab.mixers import Mixer
 from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import short_convolution
@@ -21,7 +21,7 @@ PUBLISHED = ModalFilter(modes=2, direct=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class StripedHyena(Mixer):
+class StripedHyena(Filtered, Mixer):
   """y = (x2 * (h conv (x1 v) + skip x1 v)) W_out + b_out;  x2, x1, v = conv(x W + b), interleaved head by head: (head, 3, head_dim).
 
   heads: blocks of that layout, which keep the three parts of a channel on one shard; nothing else depends on them.
@@ -31,18 +31,12 @@ class StripedHyena(Mixer):
   conv_width: int = 3
   filter: LongFilter | None = None
 
+  _usual = PUBLISHED
+
   def __post_init__(self):
     if self.heads < 1 or self.conv_width < 1:
       raise ValueError(f'StripedHyena: heads={self.heads} and conv_width={self.conv_width} must be at least 1')
     self._filter                                             # checks that it is one
-
-  @property
-  def _filter(self) -> LongFilter:
-    return filter_or(self.filter, PUBLISHED)
-
-  @property
-  def max_length(self) -> int | None:
-    return self._filter.max_length
 
   def params(self, width: int):
     if width % self.heads:
@@ -57,9 +51,8 @@ class StripedHyena(Mixer):
   def init_state(self, width: int, batch: int, max_length: int):
     return dict(conv=jnp.zeros((batch, self.conv_width - 1, 3 * width), jnp.float32), long=self._filter.init_state(width, batch, max_length))
 
-  def for_generation(self, length: int | None):
-    made, turn = self._filter.for_generation(length)
-    return dataclasses.replace(self, filter=made), lambda params: params | dict(filter=turn(params['filter']))
+  def room(self, state) -> int | None:
+    return self._filter.room(state['long'])
 
   def flops(self, width: int, length: int) -> float:
     return 8 * width * width + 6 * self.conv_width * width + 4 * width + self._filter.flops(width, length)

@@ -44,6 +44,8 @@ class LM(Stack):
   remat: str = 'block'
   unroll: int = 1
 
+  chunk = 1                                                 # tokens read, and drawn, in one step
+
   def __post_init__(self):
     self._check()
     if dropped := next((block.channel for block in self._pattern if block.channel is not None and block.channel.dropout), None):
@@ -78,6 +80,12 @@ class LM(Stack):
     for name, (blocks, _) in self._groups().items():
       state[name] = {str(i): copies(one(b)) if name == 'blocks' else one(b) for i, b in enumerate(blocks)}
     return state | (dict(position=jnp.zeros((batch,), jnp.int32)) if self.embedding.positions else {})
+
+  def room(self, state) -> int | None:
+    """Tokens that a state can still read, None without a bound; not to be traced."""
+    rooms = [block.mixer.room(state[name][str(i)]['mixer']) for name, (blocks, _) in self._groups().items() for i, block in enumerate(blocks)]
+    rooms += [self.embedding.positions - int(state['position'].max())] if self.embedding.positions else []
+    return min((room for room in rooms if room is not None), default=None)
 
   # What it computes.
 

@@ -1,7 +1,7 @@
 """x @ w as a primitive of its own, for the sake of its gradient.
 
 JAX transposes x @ w with respect to w as (g^T x)^T, and XLA CPU then writes g^T to memory token by token, together with whatever elementwise
-function computes g; x^T g transposes the input instead, which is often narrower and shared by several weights.  A primitive rather than a
+function computes g; here the narrower of x and g is transposed, x where they are equal, which several weights may share.  A primitive rather than a
 custom_vjp, so that forward mode, vmap and derivatives of derivatives stay as they are; on every platform it lowers to jnp.matmul.
 """
 
@@ -29,8 +29,8 @@ def _batched(arrays, axes):
 
 
 def _by_weight(g: jax.Array, x: jax.Array, w) -> jax.Array:
-  tokens = tuple(range(x.ndim - 1))
-  return jax.lax.dot_general(x, g, ((tokens, tokens), ((), ())))
+  axes = (tuple(range(x.ndim - 1)),) * 2, ((), ())
+  return jax.lax.dot_general(x, g, axes) if x.shape[-1] <= g.shape[-1] else jax.lax.dot_general(g, x, axes).T
 
 
 _project = Primitive('project')

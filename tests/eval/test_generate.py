@@ -98,12 +98,12 @@ def test_sampling_draws_from_the_kept_with_their_shares(sampling, kept):
 @pytest.mark.parametrize('call, message', [
     (lambda: ssmlab.generate(MODEL, PARAMS, PROMPT, 0), 'max_new_tokens=0'),
     (lambda: ssmlab.generate(MODEL, PARAMS, [1, 2], 3), 'batch, time'),
-    (lambda: ssmlab.generate(MODEL, PARAMS, [[]], 3), 'empty prompt'),
+    (lambda: ssmlab.generate(MODEL, PARAMS, [[]], 3), 'a prompt of 0 tokens and no state'),
     (lambda: ssmlab.generate(MODEL, PARAMS, [[256]], 3), 'vocabulary of 256'),
     (lambda: ssmlab.generate(MODEL, PARAMS, PROMPT, 3, top_p=0.0), 'top_p=0.0'),
     (lambda: ssmlab.generate(MODEL, PARAMS, PROMPT, 3, temperature=-1), 'temperature=-1'),
     (lambda: ssmlab.generate(MODEL, PARAMS, PROMPT, 3, state=MODEL.init_state(batch=1, max_length=9)), 'state is of 1'),
-    (lambda: ssmlab.generate(MODEL, PARAMS, PROMPT, 30, state=MODEL.init_state(batch=2, max_length=9)), 'room for 9')])
+    (lambda: ssmlab.generate(MODEL, PARAMS, PROMPT, 30, state=MODEL.init_state(batch=2, max_length=9)), 'more than the 9 that the state has room for')])
 def test_refusals(call, message):
   with pytest.raises(ValueError, match=message):
     call()
@@ -113,3 +113,14 @@ def test_a_new_state_with_room_still_needs_a_prompt():
   """max_length makes the state; an empty prompt has nothing to go on from all the same."""
   with pytest.raises(ValueError, match='a prompt of 0 tokens and no state'):
     ssmlab.generate(MODEL, PARAMS, [[]], 2, max_length=8)
+
+
+def test_windowed_attention_alone_reads_on_for_ever():
+  """Its cache is a ring: what is written beyond the window bounds nothing; a cache smaller than the window does."""
+  model = dataclasses.replace(MODEL, pattern=(Attention(2, 8, window=4),))
+  params = ssmlab.init(jax.random.key(0), model.params())
+  whole, _ = ssmlab.generate(model, params, PROMPT, 12, temperature=0)
+  first, state = ssmlab.generate(model, params, PROMPT, 5, temperature=0)
+  assert (np.concatenate([first, ssmlab.generate(model, params, [[], []], 7, temperature=0, state=state)[0]], axis=1) == whole).all()
+  with pytest.raises(ValueError, match='more than the 3 that the state has room for'):
+    ssmlab.generate(model, params, PROMPT, 2, state=model.init_state(2, 3))

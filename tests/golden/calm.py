@@ -9,7 +9,6 @@ import numpy as np
 from ssmlab.interop import calm, mapping, pretrained
 from ssmlab.models.calm.autoencoder import floored_divergence
 from ssmlab.models.calm.diffusion_head import schedule
-from ssmlab.models.calm.generation import step_with
 from ssmlab.ops.energy_score import energy_score
 from tests.golden.compare import Errors, Golden
 
@@ -160,7 +159,12 @@ class CALMRun:
   def generated(self, model, params):
     prompt, noise, theirs = self.golden.tokens('in/prompt_ids'), self.golden.take('in/gen_noise'), self.golden.tokens('out/generated_ids')
     _, state = model.hidden(params, prompt, model.init_state(len(prompt), theirs.shape[1]))
-    seen, step = [prompt], jax.jit(lambda params, state, noise: step_with(model, params, state, noise))
+    seen = [prompt]
+
+    @jax.jit
+    def step(params, state, noise):
+      tokens = jnp.argmax(model.logits(params, state['hidden'], noise), axis=-1)
+      return tokens, model.hidden(params, tokens, state)[1]
     for each in noise:
       tokens, state = step(params, state, each)
       seen.append(np.asarray(tokens))

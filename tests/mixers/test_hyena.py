@@ -145,8 +145,8 @@ def test_generation(mixer):
   np.testing.assert_array_equal(np.concatenate([first, more], axis=1), tokens)
   with pytest.raises(ValueError, match='prompt of 5 tokens and 36 new ones are more than the 40'):
     generate(model, params, prompt, 36)
-  with pytest.raises(ValueError, match='prompt of 14 tokens and 27 new ones are more than the 40'):
+  with pytest.raises(ValueError, match='prompt of 0 tokens and 27 new ones are more than the 26'):
     generate(model, params, [[], []], 27, state=state)
   small = generate(model, params, prompt, 1, state=model.init_state(2, 8))[1]
-  with pytest.raises(ValueError, match='room for 2 more tokens, but 3 are wanted'):
+  with pytest.raises(ValueError, match='a prompt of 0 tokens and 3 new ones are more than the 2 that the state has room for'):
     generate(model, params, [[], []], 3, state=small)

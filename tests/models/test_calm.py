@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from ssmlab.core.params import init
+from ssmlab.eval.generate import generate
+from ssmlab.eval.session import load_state, save_state
+from ssmlab.eval.temperature import Chunks
 from ssmlab.interop import pretrained
 from ssmlab.layers.channel import GatedMLP
 from ssmlab.layers.filters import ImplicitFilter
@@ -17,7 +20,6 @@ from ssmlab.mixers.rwkv7 import RWKV7
 from ssmlab.models import CALM, Autoencoder, Block
 from ssmlab.models.calm import DiffusionHead, EnergyHead, FlowHead
 from ssmlab.models.calm.autoencoder import floored_divergence
-from ssmlab.models.calm.generation import generate
 from ssmlab.tasks import NextVector
 
 VOCAB, K = 31, 4
@@ -116,33 +118,49 @@ def test_samples_depend_on_the_noise_and_on_nothing_else(head):
 
 def test_generation_with_a_state_is_generation_by_reading_everything_again():
   key, prompt = jax.random.key(5), TOKENS[:, :2 * K]
-  rows, state = generate(MODEL, PARAMS, prompt, 2 * K, key)
+  rows, state = generate(MODEL, PARAMS, prompt, 2 * K, key=key)
   tokens = prompt
   for index in range(2):
     x, _ = HIDDEN(PARAMS, tokens)
     tokens = np.concatenate([tokens, MODEL.draw(PARAMS, x[:, -1], jax.random.fold_in(key, index))], axis=1)
-  assert (np.stack(rows) == tokens[:, 2 * K:]).all()
+  assert (rows == tokens[:, 2 * K:]).all()
   np.testing.assert_allclose(state['hidden'], HIDDEN(PARAMS, tokens)[0][:, -1], atol=2e-5)
 
 
 def test_prompts_of_any_length():
-  """What is over beyond whole chunks comes first in the chunk that is drawn; rows of unequal length give what each gives alone."""
-  prompts = [TOKENS[0, :K + 3], TOKENS[1, :2 * K]]
-  rows, _ = generate(MODEL, PARAMS, prompts, 2 * K, jax.random.key(3))
-  assert [len(row) for row in rows] == [3 * K - 3, 3 * K]
-  alone, state = generate(MODEL, PARAMS, prompts[:1], 2 * K, jax.random.key(3))
-  assert state['hidden'].shape == (1, 16) and len(alone[0]) == 3 * K - 3
-  with pytest.raises(ValueError, match='a prompt of 3 tokens and no state'):
+  """What is over beyond whole chunks comes first in the chunk that is drawn; a row gives what it gives beside others of other lengths."""
+  prompts = [TOKENS[0, :K + 3], TOKENS[1, :2 * K + 3]]
+  both, _ = generate(MODEL, PARAMS, prompts, 2 * K, key=jax.random.key(3), draw=middle)
+  for row, prompt in zip(both, prompts):
+    tokens = prompt
+    for _ in range(3):
+      x, _ = HIDDEN(PARAMS, tokens[None, :len(tokens) // K * K])
+      tokens = np.concatenate([tokens, np.asarray(middle(MODEL, PARAMS, x[:, -1], None))[0, len(tokens) % K:]])
+    assert (row == tokens[len(prompt):len(prompt) + 2 * K]).all()
+  with pytest.raises(ValueError, match='3 and 0 tokens beyond whole chunks of 4 cannot be continued together'):
+    generate(MODEL, PARAMS, [TOKENS[0, :K + 3], TOKENS[1, :2 * K]], K)
+  with pytest.raises(ValueError, match='a prompt of 3 tokens and no state to continue from: the first 4 must be given'):
     generate(MODEL, PARAMS, [TOKENS[0, :3]], K)
   with pytest.raises(ValueError, match='beyond the vocabulary of 31'):
     generate(MODEL, PARAMS, [[99] * K], K)
 
 
-def test_generation_goes_on_from_a_state():
-  whole, _ = generate(MODEL, PARAMS, TOKENS[:, :K], 2 * K, jax.random.key(0), max_length=6 * K)
-  _, state = generate(MODEL, PARAMS, TOKENS[:, :K], K, jax.random.key(0), max_length=6 * K)
-  x = state['hidden']
-  assert (MODEL.draw(PARAMS, x, jax.random.fold_in(jax.random.key(0), 1)) == np.stack(whole)[:, K:]).all()
+def middle(model, params, x, key):
+  """The chunk that no noise gives: the same whatever has been drawn before."""
+  return jnp.argmax(model.logits(params, x), axis=-1)
+
+
+@pytest.mark.parametrize('first', [1, K - 1, K, K + 2])
+def test_generation_goes_on_from_a_state_that_was_cut_anywhere(first, tmp_path):
+  """Also inside a chunk, of which the state then holds no more than was given out; with new text, and from a file."""
+  whole, _ = generate(MODEL, PARAMS, TOKENS[:, :K], 3 * K, draw=middle)
+  begun, state = generate(MODEL, PARAMS, TOKENS[:, :K], first, draw=middle, max_length=8 * K)
+  save_state(tmp_path / 's', state, model=MODEL)
+  more, _ = generate(MODEL, PARAMS, [[], []], 3 * K - first, draw=middle, state=load_state(tmp_path / 's', model=MODEL))
+  assert (np.concatenate([begun, more], axis=1) == whole).all()
+  text = np.concatenate([TOKENS[:, :K], begun, TOKENS[:, :3]], axis=1)
+  after, _ = generate(MODEL, PARAMS, TOKENS[:, :3], K, draw=middle, state=state)
+  assert (after == generate(MODEL, PARAMS, text, K, draw=middle)[0]).all()
 
 
 def test_the_padding_row_is_not_learned():
@@ -204,25 +222,32 @@ def test_the_config_is_its_repr():
   assert eval(repr(MODEL), names | dict(Embedding=Embedding, RMSNorm=RMSNorm)) == MODEL
 
 
-def test_the_general_generator_continues_it_too():
-  """Token by token, cut where it is asked to stop; what needs probabilities is refused."""
-  from ssmlab.eval.generate import generate as general
+def test_a_temperature_is_the_samplers_and_probabilities_are_refused():
   prompt, key = TOKENS[:, :K + 1], jax.random.key(4)
-  rows, _ = generate(MODEL, PARAMS, prompt, K, key)
-  tokens, _ = general(MODEL, PARAMS, prompt, K + 1, key=key)
-  assert tokens.shape == (2, K + 1) and (tokens == np.stack(rows)[:, :K + 1]).all()
-  with pytest.raises(ValueError, match='CALM has no probabilities: temperature=0.5'):
-    general(MODEL, PARAMS, prompt, K, temperature=0.5)
+  cold, _ = generate(MODEL, PARAMS, prompt, K, temperature=0.5, key=key)
+  assert (cold == generate(MODEL, PARAMS, prompt, K, draw=Chunks(0.5), key=key)[0]).all()
+  for options, said in ((dict(temperature=0), 'temperature=0 must be above 0'), (dict(temperature=0.6), 'temperature=0.6 with samples=200 must be 1/n'),
+                        (dict(top_p=0.9), 'CALM has no probabilities: top_k=0 and top_p=0.9')):
+    with pytest.raises(ValueError, match=said):
+      generate(MODEL, PARAMS, prompt, K, **options)
 
 
-def test_the_general_generator_counts_what_the_model_and_its_state_have_room_for():
-  from ssmlab.eval.generate import generate as general
-  _, state = general(MODEL, PARAMS, TOKENS[:, :K], K, max_length=2 * K)
-  with pytest.raises(ValueError, match='the state has room for 0 more tokens, but 5 are wanted'):
-    general(MODEL, PARAMS, [[], []], 5 * K, state=state)
+def test_what_the_model_and_its_state_have_room_for():
+  _, state = generate(MODEL, PARAMS, TOKENS[:, :K], K, max_length=2 * K)
+  with pytest.raises(ValueError, match='a prompt of 0 tokens and 5 new ones are more than the 0 that the state has room for'):
+    generate(MODEL, PARAMS, [[], []], 5, state=state)
   bounded = dataclasses.replace(MODEL, pattern=(Block(Hyena(ImplicitFilter(l_max=6, emb_dim=5, width=8)), MLP),), depth=1)
   params = drawn(bounded)
-  tokens, _ = general(bounded, params, TOKENS[:, :5 * K], K)               # no padding beyond what the filter reaches
+  tokens, _ = generate(bounded, params, TOKENS[:, :5 * K], K)              # no padding beyond what the filter reaches
   assert tokens.shape == (2, K)
   with pytest.raises(ValueError, match='are more than the 24 that the model can read'):
-    general(bounded, params, TOKENS[:, :5 * K], 2 * K)
+    generate(bounded, params, TOKENS[:, :5 * K], 2 * K)
+
+
+def test_long_filters_are_made_once_for_generation():
+  model = dataclasses.replace(MODEL, pattern=(Block(Hyena(ImplicitFilter(l_max=6, emb_dim=5, width=8)), MLP),), depth=1)
+  made, turned = model.for_generation(6 * K)
+  params = drawn(model)
+  x = model.hidden(params, TOKENS)[0]
+  assert made.pattern[0].mixer.filter != model.pattern[0].mixer.filter
+  np.testing.assert_allclose(made.hidden(turned(params), TOKENS)[0], x, atol=2e-5)

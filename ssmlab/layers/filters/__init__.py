@@ -8,11 +8,11 @@
     flops(channels, length, shared=1)                     forward FLOPs per token of one sequence of `length` tokens
 
 A kernel is computed once per call and may be cut along its last axis where one layer has several convolutions in a row.
-`max_length` is how many tokens of one document the filter reaches, None without a bound; a longer call raises ValueError, and generation
-counts over calls.
+`max_length` is how many tokens of one document the filter reaches, None without a bound, and `room(state)` how many are left of them; a longer
+call raises ValueError, and generation counts over calls.
 """
 
-from ssmlab.layers.filters.base import LongFilter, filter_or
+from ssmlab.layers.filters.base import Filtered, LongFilter
 from ssmlab.layers.filters.explicit import ExplicitFilter
 from ssmlab.layers.filters.implicit import ImplicitFilter
 from ssmlab.layers.filters.modal import DiagonalSSM, ModalFilter

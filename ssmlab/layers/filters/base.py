@@ -1,5 +1,6 @@
 """What the long filters share."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,10 @@ class LongFilter:
 
   max_length: int | None = None
 
+  def room(self, state) -> int | None:
+    """As Mixer.room."""
+    return None
+
   def for_generation(self, length: int | None) -> tuple['LongFilter', Callable[[Any], Any]]:
     """As Mixer.for_generation."""
     return self, lambda params: params
@@ -26,11 +31,22 @@ class LongFilter:
     return self.convolve(self.kernel(params, u.shape[1], state), u, state, segment_ids)
 
 
-def filter_or(given: LongFilter | None, default: LongFilter) -> LongFilter:
-  """`given`, or `default` for None.  Raises ValueError where it is no filter."""
-  if given is not None and not isinstance(given, LongFilter):
-    raise ValueError(f'filter={given!r} is not a long filter (ssmlab.layers.filters) or None')
-  return default if given is None else given
+class Filtered:
+  """What mixers with a field `filter`, a LongFilter or None for their `_usual` one, have of it."""
+
+  @property
+  def _filter(self) -> LongFilter:
+    if self.filter is not None and not isinstance(self.filter, LongFilter):
+      raise ValueError(f'{type(self).__name__}: filter={self.filter!r} is not a long filter (ssmlab.layers.filters) or None')
+    return self._usual if self.filter is None else self.filter
+
+  @property
+  def max_length(self) -> int | None:
+    return self._filter.max_length
+
+  def for_generation(self, length: int | None):
+    made, turn = self._filter.for_generation(length)
+    return dataclasses.replace(self, filter=made), lambda params: params | dict(filter=turn(params['filter']))
 
 
 class TappedFilter(LongFilter):
@@ -55,6 +71,10 @@ class TappedFilter(LongFilter):
   def init_state(self, channels: int, batch: int, max_length: int, shared: tuple[int, ...] = ()):
     """`read` counts the current document's tokens, for whoever wants to know how many still fit."""
     return init_stream(batch, min(max_length, self.l_max), (channels, *shared), self.form) | dict(read=jnp.zeros((batch,), jnp.int32))
+
+  def room(self, state) -> int:
+    read = state['read']
+    return min(self.l_max, state['inputs'].shape[read.ndim]) - int(read.max())
 
   def kernel(self, params, time: int, state=None) -> jax.Array:
     self.within(time)

@@ -75,8 +75,18 @@ class CALM(LM):
                 autoencoder=frozen(self.autoencoder.params())) | tree
 
   def init_state(self, batch: int, max_length: int) -> dict[str, Any]:
-    """As for LM; max_length in tokens."""
-    return super().init_state(batch, -(-max_length // self.chunk))
+    """As for LM, and the tokens of a chunk that has only begun, which the blocks have not read yet: given int32 [batch, K], of which the
+    first `count` [batch] are there.  max_length: in tokens."""
+    given = dict(given=jnp.zeros((batch, self.chunk), jnp.int32), count=jnp.zeros((batch,), jnp.int32))
+    return super().init_state(batch, -(-max_length // self.chunk)) | given
+
+  def room(self, state) -> int | None:
+    """As for LM, in tokens."""
+    chunks = super().room(state)
+    return None if chunks is None else chunks * self.chunk - int(state['count'].max())
+
+  def for_generation(self, length: int | None):
+    return super().for_generation(None if length is None else -(-length // self.chunk))
 
   # What it computes.
 
@@ -89,8 +99,9 @@ class CALM(LM):
     return self.logits(params, x, noise), state
 
   def hidden(self, params, tokens: jax.Array, state=None, segment_ids: jax.Array | None = None):
-    """As for LM: ([batch, chunks, width], state); entry p has read chunks 0 to p."""
-    return super().hidden(params, tokens, state, self.chunk_ids(segment_ids, tokens.shape[1]))
+    """As for LM: ([batch, chunks, width], state); entry p has read chunks 0 to p, and what a state had `given` counts no more."""
+    x, after = super().hidden(params, tokens, state, self.chunk_ids(segment_ids, tokens.shape[1]))
+    return x, after and after | {name: jnp.zeros_like(state[name]) for name in ('given', 'count')}
 
   def chunk_ids(self, segment_ids: jax.Array | None, time: int) -> jax.Array | None:
     """Document of every chunk, [batch, chunks]: that of its first token."""
@@ -113,6 +124,7 @@ class CALM(LM):
 
   def draw(self, params, x: jax.Array, key: jax.Array) -> jax.Array:
     """x [..., width] -> the tokens of a next chunk, int32 [..., K], one sample at temperature 1."""
+    x = x.astype(dtypes.activation_dtype(self.activations))
     noise = self.head.draw_noise(key, x.shape[:-1], self.autoencoder.latent)
     return jnp.argmax(self.logits(params, x, noise), axis=-1).astype(jnp.int32)
 
