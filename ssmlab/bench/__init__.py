@@ -2,9 +2,10 @@
 
 import csv
 import json
+import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +17,37 @@ Row = dict[str, Any]
 
 def seconds(action: Callable[[], Any], repeats: int) -> float:
   """Shortest of `repeats` calls, after one that compiles; waits for the arrays that the call returns."""
+  return in_turns({0: action}, repeats)[0]
+
+
+def in_turns(actions: Mapping[Any, Callable[[], Any]], repeats: int, calls: int = 1, pause: float = 0.0,
+             failed: dict[Any, str] | None = None) -> dict[Any, float]:
+  """{key: shortest seconds of an action}, taken in turns, so that what else the machine does meets them all; one call before does not count.
+
+  repeats: turns.  calls: of an action in one turn; the first finds what another action left in the caches.  pause: seconds before each
+  action, in which another library's threads come to rest.  failed: where an action that runs out of memory leaves the reason (and NaN as its
+  time); None: it raises.
+  """
+  best = dict.fromkeys(actions, math.inf)
+  for turn in range(repeats + 1):
+    for key, action in actions.items():
+      if failed and failed.get(key):
+        continue
+      time.sleep(pause)
+      try:
+        taken = min(_seconds(action) for _ in range(calls if turn else 1))
+      except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if failed is None:
+          raise
+        failed[key], taken = f'memory: {str(error).splitlines()[0][:60]}', math.nan
+      best[key] = taken if turn < 2 or taken != taken else min(taken, best[key])
+  return best
+
+
+def _seconds(action: Callable[[], Any]) -> float:
+  begin = time.perf_counter()
   jax.block_until_ready(action())
-  taken = []
-  for _ in range(repeats):
-    begin = time.perf_counter()
-    jax.block_until_ready(action())
-    taken.append(time.perf_counter() - begin)
-  return min(taken)
+  return time.perf_counter() - begin
 
 
 def table(rows: Sequence[Row]) -> str:

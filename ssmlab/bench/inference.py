@@ -18,31 +18,30 @@ from ssmlab.eval.generate import stream
 def run(models: Mapping[str, Any], length: int = 512, new: int = 64, batch: int = 1, rounds: int = 3) -> list[bench.Row]:
   """One row per model: parameters, forward FLOPs per token at `length`, tokens per second of prefill and of decoding after it.
 
-  models: name -> causal LM; freshly drawn parameters, random tokens, greedy decoding of `new` tokens at `batch` sequences.
-  The best of `rounds`; within a round every model has its turn, so that a busy moment does not fall on one alone.
+  models: name -> causal LM; freshly drawn parameters, random tokens, decoding of `new` tokens at `batch` sequences, greedy or, by a CALM, which
+    has no probabilities, at temperature 1.
+  The best of `rounds`, in each of which every model has its turn.
   ratio: decoding speed over the first model's.
   """
-  actions, best = {}, {}
+  actions = dict(prefill={}, decoding={})
   for name, model in models.items():
     params = init(jax.random.key(0), model.params())
     ids = jax.random.randint(jax.random.key(1), (batch, length), 0, model.vocab)
-    actions[name] = _actions(model, params, ids, new)
-    best[name] = {use: float('inf') for use in actions[name]}
-  for _ in range(rounds):
-    for name, uses in actions.items():
-      for use, action in uses.items():
-        best[name][use] = min(best[name][use], bench.seconds(action, 1))
-  first = best[next(iter(models))]['decoding']
-  return [dict(model=name, parameters=model.size(), flops=model.flops(length), prefill=batch * length / best[name]['prefill'],
-               decoding=batch * new / best[name]['decoding'], ratio=first / best[name]['decoding']) for name, model in models.items()]
+    for use, action in _actions(model, params, ids, new).items():
+      actions[use][name] = action
+  taken = {use: bench.in_turns(of_use, rounds, calls=2) for use, of_use in actions.items()}
+  first = taken['decoding'][next(iter(models))]
+  return [dict(model=name, parameters=model.size(), flops=model.flops(length), prefill=batch * length / taken['prefill'][name],
+               decoding=batch * new / taken['decoding'][name], ratio=first / taken['decoding'][name]) for name, model in models.items()]
 
 
 def _actions(model, params, ids, new: int):
   fresh = model.init_state(len(ids), ids.shape[1] + new)
   read = jax.jit(lambda params, state, ids: model.hidden(params, ids, state)[1])
   state = read(params, fresh, ids)
+  temperature = 0.0 if model.chunk == 1 else 1.0
   return dict(prefill=lambda: read(params, fresh, ids),
-              decoding=lambda: [token for token, _ in stream(model, params, [[]] * len(ids), new, temperature=0.0, state=state)])
+              decoding=lambda: [token for token, _ in stream(model, params, [[]] * len(ids), new, temperature=temperature, state=state)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -49,7 +49,7 @@ def against_attention(lengths: Sequence[int], width: int, repeats: int, budget: 
             made[name, use] = _operator(mixer, width, length, use)
           except (jax.errors.JaxRuntimeError, MemoryError) as error:
             reasons[name, use] = f'memory: {str(error).splitlines()[0][:60]}'
-    taken = _in_turn({key: action for key, (action, _) in made.items() if not reasons[key]}, repeats, reasons)
+    taken = bench.in_turns({key: action for key, (action, _) in made.items() if not reasons[key]}, repeats, pause=0.2, failed=reasons)
     last |= {key: value for key, value in taken.items() if value == value}
     for name in mixers:
       row = dict(part='operator', name=name, length=length)
@@ -67,25 +67,6 @@ def _operator(mixer, width: int, length: int, use: str) -> tuple[Callable[[], An
   action = forward if use == 'forward' else jax.grad(lambda params, x: jnp.mean(forward(params, x) ** 2), argnums=(0, 1))
   compiled = jax.jit(action).lower(params, x).compile()
   return lambda: compiled(params, x), compiled.memory_analysis().temp_size_in_bytes / 2 ** 20
-
-
-def _in_turn(actions: dict[Any, Callable[[], Any]], repeats: int, reasons: dict[Any, str] | None = None) -> dict[Any, float]:
-  """Shortest of `repeats` calls of each after one that does not count, in turn, so that a busy moment does not fall on one alone."""
-  best = {}
-  for turn in range(repeats + 1):
-    for key, action in actions.items():
-      if reasons and reasons.get(key):
-        continue
-      time.sleep(0.2)                                        # PyTorch's threads spin for a while
-      begin = time.perf_counter()
-      try:
-        jax.block_until_ready(action())
-      except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        reasons[key], best[key] = f'memory: {str(error).splitlines()[0][:60]}', math.nan
-        continue
-      if turn:
-        best[key] = min(best.get(key, math.inf), time.perf_counter() - begin)
-  return best
 
 
 def crossover(rows: Sequence[bench.Row], use: str) -> str:
@@ -155,7 +136,7 @@ def against_torch(lengths: Sequence[int], width: int, batch: int, repeats: int) 
     for name, pair in (('convolution', _convolutions), ('operator', _operators)):
       theirs, ours = pair(length, width, batch)
       difference = max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in zip(ours(), theirs()))
-      taken = _in_turn(dict(theirs=theirs, ours=ours), repeats)
+      taken = bench.in_turns(dict(theirs=theirs, ours=ours), repeats, pause=0.2)            # PyTorch's threads spin for a while
       rows.append(dict(part='torch', name=name, length=length, batch=batch, theirs_s=taken['theirs'], ours_s=taken['ours'],
                        ratio=taken['theirs'] / taken['ours'], difference=difference))
       print(f"torch, {name} {length}: {rows[-1]['ratio']:.2f}", file=sys.stderr, flush=True)
@@ -241,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog='ssmlab bench longconv', description=__doc__)
   parser.add_argument('--lengths', type=int, nargs='+', default=[1024, 2048, 4096, 8192, 16384, 32768, 65536], help='default %(default)s')
   for name, default, text in (('width', 64, 'channels'), ('modes', 16, 'of the distilled filter'), ('batch', 4, 'sequences, beside PyTorch'),
-                              ('repeats', 3, 'calls of which the fastest counts'), ('budget', 12, 'seconds that a point may take')):
+                              ('repeats', 3, 'calls of which the fastest counts'), ('budget', 12, 'seconds after which a point is left out, or generation is measured on fewer tokens')):
     parser.add_argument(f'--{name}', type=int, default=default, help=f'{text} (default %(default)s)')
   parser.add_argument('-o', '--output', type=pathlib.Path, default=pathlib.Path('runs/bench_longconv'),
                       help='folder for a .csv and .json per part, and longconv.png (default %(default)s)')

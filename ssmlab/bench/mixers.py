@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ssmlab import bench
 from ssmlab.core.config import UserError
 from ssmlab.core.params import init
+from ssmlab.models import LM
 
 
 def run(models: dict[str, Any], lengths: Sequence[int], tokens: int = 32768, repeats: int = 3) -> list[bench.Row]:
@@ -24,32 +25,38 @@ def run(models: dict[str, Any], lengths: Sequence[int], tokens: int = 32768, rep
   `length` tokens; training_MiB: temporary memory of the compiled gradient; state_bytes per sequence; flops: forward FLOPs per token by
   arithmetic.
   """
-  rows = []
-  for name, model in models.items():
-    mixer = model.blocks[0].mixer
-    params = init(jax.random.key(0), mixer.params(model.width))
-    params = jax.tree.map(lambda a: a + 0.01, params)                              # matrices that start at zero would be too easy
-    for length in lengths:
-      batch = max(tokens // length, 1)
-      rows.append(dict(mixer=name, width=model.width, batch=batch, length=length, **_measure(mixer, params, model.width, batch, length, repeats)))
+  return [row for name, model in models.items() for row in _rows(name, model, lengths, tokens, repeats)]
+
+
+def _rows(name: str, model, lengths: Sequence[int], tokens: int, repeats: int) -> list[bench.Row]:
+  mixer = model.blocks[0].mixer
+  params = init(jax.random.key(0), mixer.params(model.width))
+  params = jax.tree.map(lambda a: a + 0.01, params)                                # matrices that start at zero would be too easy
+  rows, actions = [], dict(forward={}, training={}, decode={})
+  for length in lengths:
+    batch = max(tokens // length, 1)
+    more, of_length = _actions(mixer, params, model.width, batch, length)
+    rows.append(dict(mixer=name, width=model.width, batch=batch, length=length) | more)
+    for use, action in of_length.items():
+      actions[use][length] = action
+  for use, of_use in actions.items():
+    taken = bench.in_turns(of_use, repeats, calls=50 if use == 'decode' else 1)
+    for row in rows:
+      row[f'{use}_us'] = 1e6 * taken[row['length']] / (1 if use == 'decode' else row['batch'] * row['length'])
   return rows
 
 
-def _measure(mixer, params, width: int, batch: int, length: int, repeats: int) -> dict[str, float]:
+def _actions(mixer, params, width: int, batch: int, length: int):
+  """(the columns that are not times, {use: what is to be timed})."""
   x = jax.random.normal(jax.random.key(1), (batch, length, width))
   forward = jax.jit(lambda params, x: mixer.apply(params, x)[0]).lower(params, x).compile()
   loss = lambda params, x: jnp.mean(mixer.apply(params, x)[0] ** 2)
   gradient = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile()
   _, state = jax.jit(mixer.apply)(params, x[:1], mixer.init_state(width, 1, length + 1))
   step = jax.jit(mixer.apply).lower(params, x[:1, :1], state).compile()
-  per_token = 1e6 / (batch * length)
-  return dict(
-      forward_us=per_token * bench.seconds(lambda: forward(params, x), repeats),
-      training_us=per_token * bench.seconds(lambda: gradient(params, x), repeats),
-      decode_us=1e6 * bench.seconds(lambda: step(params, x[:1, :1], state), 50 * repeats),
-      training_MiB=gradient.memory_analysis().temp_size_in_bytes / 2 ** 20,
-      state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
-      flops=mixer.flops(width, length))
+  columns = dict(training_MiB=gradient.memory_analysis().temp_size_in_bytes / 2 ** 20,
+                 state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)), flops=mixer.flops(width, length))
+  return columns, dict(forward=lambda: forward(params, x), training=lambda: gradient(params, x), decode=lambda: step(params, x[:1, :1], state))
 
 
 PANELS = (('forward_us', 'prefill', 'microseconds per token'), ('training_us', 'forward + backward', 'microseconds per token'),
@@ -94,19 +101,23 @@ def growth(rows: Sequence[bench.Row], start: int = 1024) -> list[bench.Row]:
 def main(argv: Sequence[str] | None = None) -> None:
   from ssmlab.launch import load_experiment, resolve
   parser = argparse.ArgumentParser(prog='ssmlab bench mixers', description=__doc__)
-  parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: experiments/quickstart*.py and *_small.py, but no hybrids)')
+  parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: the language models of experiments/quickstart*.py and *_small.py, but no hybrids)')
   parser.add_argument('--lengths', type=int, nargs='+', default=[256, 1024, 4096, 16384], help='default %(default)s')
   parser.add_argument('--repeats', type=int, default=3, help='calls of which the fastest counts (default %(default)s)')
   parser.add_argument('--tokens', type=int, default=32768, help='in a batch, at every length (default %(default)s)')
   parser.add_argument('-o', '--output', type=pathlib.Path, default=pathlib.Path('runs/bench_mixers'), help='folder for rows.csv, rows.json and mixers.png (default %(default)s)')
   options = parser.parse_args(argv)
-  folder = pathlib.Path('experiments')
+  folder, model_of = pathlib.Path('experiments'), lambda file: resolve(load_experiment(str(file)), []).model
   files = [pathlib.Path(name) for name in options.experiments] or sorted({*folder.glob('quickstart*.py'), *folder.glob('*_small.py')} - {*folder.glob('hybrid_*')})
-  if not files:
+  models = {file: model_of(file) for file in files}
+  if not options.experiments:
+    models = {file: model for file, model in models.items() if type(model) is LM}
+  if not models:
     raise UserError('no experiments/ here; name the files to measure')
+  if other := [str(file) for file, model in models.items() if not isinstance(model, LM)]:
+    raise UserError(f'{other[0]}: bench mixers measures causal models only')
   rows = []
-  for file in files:
-    model = resolve(load_experiment(str(file)), []).model
+  for model in models.values():
     name = type(model.blocks[0].mixer).__name__
     for row in run({name: model}, options.lengths, options.tokens, options.repeats):
       rows.append(row)

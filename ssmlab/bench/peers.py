@@ -84,30 +84,19 @@ def run(systems: Iterable[str], sizes: Sizes, repeats: int = 4, budget: float = 
       tokens = sizes.new if use == 'decoding' else ids.size
       ids_of_use = ids[:1] if use == 'decoding' else ids
       pair = [getattr(side, use)(ids_of_use, sizes.new) for side in (theirs, ours)]
-      there, here = (tokens / seconds for seconds in _in_turns(*pair, repeats, budget))
+      there, here = (tokens / seconds for seconds in _seconds(*pair, repeats, budget))
       yield dict(system=system, use=use, theirs=there, ours=here, ratio=here / there, difference=difference)
 
 
-def _in_turns(theirs: Callable[[], Any], ours: Callable[[], Any], repeats: int, budget: float) -> tuple[float, float]:
-  """Shortest seconds of a call of either, taken in turns, so that what else the machine does meets both.
-
-  The first call of each is not counted (ours compiles); where theirs alone is longer than the budget it is the only one.
-  """
-  jax.block_until_ready(ours())
-  first = _seconds(theirs)
-  taken, mine = [first] if first > budget else [], []
-  for _ in range(max(min(repeats, int(budget / first)), 1)):
-    if first <= budget:
-      taken += [_seconds(theirs) for _ in range(3)]                                # the first of three finds the other's memory in the caches
-      time.sleep(0.3)                                                              # their threads spin for a while
-    mine += [_seconds(ours) for _ in range(3)]
-  return min(taken), min(mine)
-
-
-def _seconds(action: Callable[[], Any]) -> float:
+def _seconds(theirs: Callable[[], Any], ours: Callable[[], Any], repeats: int, budget: float) -> tuple[float, float]:
+  """Shortest seconds of a call of either; where theirs takes longer than the budget, its first and only one counts."""
   begin = time.perf_counter()
-  jax.block_until_ready(action())
-  return time.perf_counter() - begin
+  theirs()
+  first = time.perf_counter() - begin
+  if first > budget:
+    return first, bench.seconds(ours, repeats)
+  taken = bench.in_turns(dict(theirs=theirs, ours=ours), max(min(repeats, int(budget / first)), 1), calls=3, pause=0.3)
+  return taken['theirs'], taken['ours']
 
 
 class Ours:

@@ -7,6 +7,7 @@ import math
 import jax
 
 from ssmlab.core import mesh as meshes
+from ssmlab.core.config import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class HeldOut:
       batch_count, batch_sums = measure(params, place(batch, mesh))
       count += float(batch_count)
       sums = {name: sums.get(name, 0.0) + float(value) for name, value in batch_sums.items()}
+    if not count:
+      raise UserError(f'nothing to predict in the {self.split} split: every document is shorter than what the task needs')
     result = {name: total / count for name, total in sums.items()}
     result |= dict(tokens=int(count))
     if not getattr(experiment.task, 'likelihood', True):     # a loss that is no nats has neither of the two below

@@ -174,27 +174,20 @@ def _config(model: LM) -> dict:
   return config
 
 
+def _implicit(mixer: Hyena) -> ImplicitFilter:
+  """Its filter, the one kind that their files hold."""
+  if not isinstance(mixer.filter, ImplicitFilter) or mixer.heads != 1:
+    raise UserError(f'safari\'s Hyena has an ImplicitFilter and heads=1; this one filter={mixer.filter} and heads={mixer.heads}')
+  return mixer.filter
+
+
 def _hyena_config(mixer: Hyena) -> dict:
-  made = mixer.filter
-  if not isinstance(made, ImplicitFilter) or mixer.heads != 1:
-    raise UserError('safari\'s Hyena has an ImplicitFilter and heads=1')
+  made = _implicit(mixer)
   return dict(
       _name_='hyena', l_max=made.l_max, order=mixer.order, short_filter_order=mixer.conv_width, filter_order=made.width, emb_dim=made.emb_dim,
       num_inner_mlps=made.inner_layers, w=made.frequency, modulate=made.modulate, target=made.target, fast_decay_pct=made.fast,
       slow_decay_pct=made.slow, shift=made.shift, normalized=made.normalised) | (
           {} if made.position_rate else dict(lr_pos_emb=0.0)) | (dict(modulation_lr=1e-5) if made.window_rate else {})
-
-
-def h3_state(mixer: H3, params, state) -> dict[str, np.ndarray]:
-  """A decoding state of H3 as the authors' two: `shift` [batch, width, n], what B makes of the last n inputs, and `diagonal` [batch * e * e,
-  heads, n / 2, (re, im)], rows in the order (batch, key, value), which holds the inputs times b."""
-  inputs, b = np.asarray(state['shift']), np.asarray(params['shift_b'])
-  n, e = mixer.state, mixer.head_dim
-  shift = sum(np.pad(b[j, :, None] * inputs[:, j:].transpose(0, 2, 1)[..., ::-1], ((0, 0), (0, 0), (j, 0))) for j in range(n))
-  x = np.asarray(state['long']['real']) + 1j * np.asarray(state['long']['imaginary'])              # [batch, modes, heads, key, value]
-  factor = mixer.discrete(params)[1]
-  x = (x * (np.asarray(factor[0]) + 1j * np.asarray(factor[1]))[..., None, None]).transpose(0, 3, 4, 2, 1).reshape(-1, x.shape[2], n // 2)
-  return dict(shift=shift, diagonal=np.stack([x.real, x.imag], axis=-1))
 
 
 # From tensors to parameters.
@@ -218,7 +211,7 @@ def _hyena_rules(mixer: Hyena, width: int) -> list[tuple]:
   return [('in_proj.weight', ours('w'), joined(len(names), transposed=True)), ('in_proj.bias', ours('b'), flat),
           ('short_filter.weight', ours('conv'), kernels), ('short_filter.bias', ours('b_conv'), flat),
           ('filter_fn.bias', 'mixer/skip', SAME), ('out_proj.weight', 'mixer/w_out', TRANSPOSED), ('out_proj.bias', 'mixer/b_out', SAME),
-          *((prefixed(theirs), f'mixer/filter/{path}', turn) for theirs, path, turn in _filter_rules(mixer.filter, width * (mixer.order - 1)))]
+          *((prefixed(theirs), f'mixer/filter/{path}', turn) for theirs, path, turn in _filter_rules(_implicit(mixer), width * (mixer.order - 1)))]
 
 
 H3_RULES = [

@@ -16,9 +16,19 @@ from ssmlab.core.params import Param, vector
 from ssmlab.ops.projection import project
 from ssmlab.ops.short_convolution import token_shift
 
+
+def gelu(x: jax.Array) -> jax.Array:
+  """x (1 + erf(x / sqrt(2))) / 2, as PyTorch computes it, in float32.  Gaussian Error Linear Units, arXiv 1606.08415, section 2.
+
+  jax.nn.gelu goes by erfc, which XLA computes twice, for small and for large arguments, to take one of the two.
+  """
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5 ** 0.5))).astype(x.dtype)
+
+
 ACTIVATIONS = {
     'silu': jax.nn.silu,
-    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu': gelu,
     'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
     'relu': jax.nn.relu,
     'relu_squared': lambda x: jnp.square(jax.nn.relu(x)),

@@ -15,6 +15,7 @@ from ssmlab.layers.norms import RMSNorm
 from ssmlab.mixers import Mixer
 from ssmlab.ops import rotary, segments
 from ssmlab.ops.attention import alibi_slopes, attend, attend_cached, init_cache
+from ssmlab.ops.fused_attention import PLATFORMS
 from ssmlab.ops.projection import project
 
 
@@ -31,6 +32,7 @@ class Attention(Mixer):
   alibi: the scores fall with the distance, by a slope of each head's own that is not trained (ops.attention.alibi_slopes).
   start: standard deviation of the matrices' first values (GPT-2, BERT: 0.02); None: 1 / sqrt(in).
   depth_scaled: the output's is divided by sqrt(2 layers) (GPT-2, not BERT).
+  implementation: of training: 'xla', 'splash' (TPU) or 'cudnn' (GPU), see ops.fused_attention; with a state it is always XLA's.
   cache_dtype: what keys and values are kept in between calls, 'float32' or 'bfloat16'.
   """
   heads: int
@@ -48,12 +50,15 @@ class Attention(Mixer):
   start: float | None = None
   depth_scaled: bool = True
   cache_dtype: str = 'float32'
+  implementation: str = 'xla'
 
   def __post_init__(self):
     if self.heads % (self.kv_heads or self.heads):
       raise ValueError(f'Attention: heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
     if self.cache_dtype not in ('float32', 'bfloat16'):
       raise ValueError(f"Attention: cache_dtype={self.cache_dtype!r} is not 'float32' or 'bfloat16'")
+    if self.implementation not in ('xla', *PLATFORMS):
+      raise ValueError(f"Attention: implementation={self.implementation!r} is not one of xla, {', '.join(PLATFORMS)}")
     if self.window is not None and self.window < 1:
       raise ValueError(f'Attention: window={self.window} must be at least 1, or None')
 
@@ -123,7 +128,8 @@ class Attention(Mixer):
       radians = rotary.frequencies(self._rotated, self.theta)
       q, k = rotary.rotate(q, positions, radians), rotary.rotate(k, positions, radians)
     if state is None:
-      y, state = attend(q, k, v, causal=self.causal, window=self.window, slopes=self._slopes, segment_ids=segment_ids), None
+      y, state = attend(q, k, v, causal=self.causal, window=self.window, slopes=self._slopes, segment_ids=segment_ids,
+                        implementation=self.implementation), None
     else:
       y, cache = attend_cached(q, k, v, state['cache'], positions, window=self.window, slopes=self._slopes, segment_ids=segment_ids)
       state = dict(cache=cache, position=position)

@@ -79,10 +79,6 @@ class H3(Mixer):
     """Of the diagonal system: see DiagonalSSM."""
     return self._filter.discrete(params['filter'])
 
-  def diagonal_taps(self, params, length: int) -> jax.Array:
-    """float32 [length, heads]."""
-    return self._filter.taps(params['filter'], length)
-
   def shift_taps(self, params) -> jax.Array:
     """s[i] = sum_j B[j] C[i + j], float32 [state, width]."""
     b, c = params['shift_b'], params['shift_c']

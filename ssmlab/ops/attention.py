@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmlab.ops import segments
+from ssmlab.ops import fused_attention, segments
 
 Slopes = tuple[float, ...] | None
 
@@ -28,14 +28,16 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True, window: int | None = None, slopes: Slopes = None,
-           segment_ids: jax.Array | None = None) -> jax.Array:
+           segment_ids: jax.Array | None = None, implementation: str = 'xla') -> jax.Array:
   """softmax(q k^T / sqrt(head_dim) - slope * |i - j| + mask) v of one whole sequence.
 
   q: [batch, time, heads, head_dim].  k, v: [batch, time, kv_heads, head_dim].
   window: each query sees the last `window` keys, itself included (and as many later ones where not causal).
   slopes: one per query head, or None.
   segment_ids: int32 [batch, time]; a token sees its own document only; padding sees padding, so that no row is empty.
-  Returns [batch, time, heads, head_dim] in v's dtype.  Raises ValueError where kv_heads does not divide heads.
+  implementation: 'xla', here and everywhere; 'splash' (TPU) or 'cudnn' (GPU), see ops.fused_attention.
+  Returns [batch, time, heads, head_dim] in v's dtype.  Raises ValueError where kv_heads does not divide heads, and for an implementation that
+  this platform has not or that cannot do what is asked.
   """
   _check_heads(q, k)
   batch, time = q.shape[:2]
@@ -44,6 +46,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True, win
   if segment_ids is not None:
     run = segments.documents(segment_ids) * 2 + ~segments.real(segment_ids)      # padding between documents is a run of its own
   places = index, run
+  if implementation != 'xla':
+    fused_attention.check(implementation)
+    packed = dict(causal=causal, window=window, segments=None if segment_ids is None else run)
+    if implementation == 'cudnn':
+      return fused_attention.cudnn(q, k, v, slopes=slopes, **packed)
+    if slopes is not None:
+      raise ValueError("attention: implementation='splash' has no slopes")
+    return fused_attention.splash(q, k, v, **packed)
 
   heads_first, rule = _heads_first(q, k, v), Rule(causal, window, slopes)
   if window is not None and window < time:

@@ -9,12 +9,25 @@ import numpy as np
 
 from ssmlab.interop import hyena, mapping
 from ssmlab.layers.norms import LayerNorm
+from ssmlab.mixers.h3 import H3
 from ssmlab.mixers.hyena import Hyena
 from ssmlab.models.lm import LM
 from tests.golden.compare import Errors, Golden
 
 MIXER = 'backbone.layers.0.mixer.'
 SYSTEMS = {'hyena-filter': f'{MIXER}filter_fn.', 'hyena-operator': MIXER, 'h3-layer': MIXER}       # where their tensors are in a whole model
+
+
+def h3_state(mixer: H3, params, state) -> dict[str, np.ndarray]:
+  """A decoding state of H3 as the authors' two: `shift` [batch, width, n], what B makes of the last n inputs, and `diagonal` [batch * e * e,
+  heads, n / 2, (re, im)], rows in the order (batch, key, value), which holds the inputs times b."""
+  inputs, b = np.asarray(state['shift']), np.asarray(params['shift_b'])
+  n, e = mixer.state, mixer.head_dim
+  shift = sum(np.pad(b[j, :, None] * inputs[:, j:].transpose(0, 2, 1)[..., ::-1], ((0, 0), (0, 0), (j, 0))) for j in range(n))
+  x = np.asarray(state['long']['real']) + 1j * np.asarray(state['long']['imaginary'])              # [batch, modes, heads, key, value]
+  factor = mixer.discrete(params)[1]
+  x = (x * (np.asarray(factor[0]) + 1j * np.asarray(factor[1]))[..., None, None]).transpose(0, 3, 4, 2, 1).reshape(-1, x.shape[2], n // 2)
+  return dict(shift=shift, diagonal=np.stack([x.real, x.imag], axis=-1))
 
 
 class LayerRun:
@@ -96,11 +109,11 @@ class LayerRun:
   def h3(self):
     golden = self.golden
     if (theirs := golden.take('mid/diag_kernel')) is not None:
-      self.errors.output('mid/diag_kernel', self.mixer.diagonal_taps(self.params, theirs.shape[1]).T, theirs)
+      self.errors.output('mid/diag_kernel', self.mixer._filter.taps(self.params['filter'], theirs.shape[1]).T, theirs)
     if (theirs := golden.take('mid/shift_kernel')) is not None:
       taps = np.asarray(self.mixer.shift_taps(self.params)).T[:, :theirs.shape[1]]
       self.errors.output('mid/shift_kernel', np.pad(taps, ((0, 0), (0, theirs.shape[1] - taps.shape[1]))), theirs)
-    mine = hyena.h3_state(self.mixer, self.params, self.state)
+    mine = h3_state(self.mixer, self.params, self.state)
     for key, name in (('out/final_shift_state', 'shift'), ('out/final_diag_state_re_im', 'diagonal')):
       if (theirs := golden.take(key)) is not None:
         self.errors.state(key, mine[name], theirs)

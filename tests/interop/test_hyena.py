@@ -143,3 +143,10 @@ def test_safari_cannot_say_everything():
   with pytest.raises(UserError, match="none of safari's"):
     hyena.HYENA.config(LM(vocab=8, width=16, depth=1, pattern=(Hyena(),)))
   assert jnp.isfinite(model.apply(params, TOKENS)[0]).all()
+
+
+@pytest.mark.parametrize('mixer', [Hyena(), Hyena(ImplicitFilter(l_max=8, emb_dim=3, width=4), heads=2)], ids=['distilled', 'heads'])
+def test_a_hyena_that_their_files_cannot_hold_is_refused(mixer, tmp_path):
+  model = LM(vocab=9, width=4, pattern=(mixer,), depth=1, channel=MLP(4, 'gelu_tanh'), norm=LayerNorm(), head=Head(tied=True))
+  with pytest.raises(UserError, match='has an ImplicitFilter and heads=1'):
+    pretrained.save_pretrained(tmp_path, model, init(jax.random.key(0), model.params()), 'hyena-lm')
