@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import statistics
 import sys
 import tempfile
 
@@ -109,7 +110,7 @@ def resolve(module, assignments, quick_form: bool = False):
 
 def launch(args) -> None:
   module = load_experiment(args.experiment)
-  points = _points(module, args)
+  points, rows = _points(module, args), []
   for name, settings in points:
     experiment = resolve(module, (*settings, *args.overrides), args.quick)
     if args.print:
@@ -118,7 +119,22 @@ def launch(args) -> None:
       continue
     with tempfile.TemporaryDirectory() as scratch:
       base = args.workdir or (scratch if args.quick else f'runs/{pathlib.Path(args.experiment).stem}')
-      _run(experiment, pathlib.Path(base, name))
+      rows.append(dict(entry=name, settings=' '.join(settings)) | _run(experiment, pathlib.Path(base, name)))
+  if len(rows) > 1:
+    _spread(rows, None if args.quick and not args.workdir else pathlib.Path(base, 'sweep.csv'))
+
+
+def _spread(rows, path: pathlib.Path | None) -> None:
+  """Mean and standard deviation over the entries of a sweep of every number that differs among them, and all of them as a table."""
+  from ssmlab import bench
+  named = {name: [row[name] for row in rows if isinstance(row.get(name), int | float)] for name in rows[0] if name != 'entry'}
+  print(f'\n{len(rows)} entries: mean and standard deviation')
+  for name, values in named.items():
+    if len(values) == len(rows) and len(set(values)) > 1:
+      print(f'{name:<24}  {statistics.mean(values):,.4f}  {statistics.stdev(values):.4f}')
+  if path:
+    bench.write(path, [{name: row.get(name) for name in rows[0]} for row in rows])
+    print(f'written to {path}')
 
 
 def _points(module, args) -> list[tuple[str, list[str]]]:
@@ -135,7 +151,7 @@ def _points(module, args) -> list[tuple[str, list[str]]]:
   return [points[args.sweep_index]]
 
 
-def _run(experiment, workdir: pathlib.Path) -> None:
+def _run(experiment, workdir: pathlib.Path) -> dict[str, float]:
   from ssmlab.train import loop
   summary = loop.run(experiment, workdir)
   numbers = {name: value for name, value in summary.items() if not isinstance(value, str)}
@@ -143,6 +159,7 @@ def _run(experiment, workdir: pathlib.Path) -> None:
   print('\n'.join(f'{name:<{width}}  {value:,.4f}' if isinstance(value, float) else f'{name:<{width}}  {value:,}' for name, value in numbers.items()
                   if value is not None))
   print(f'workdir: {workdir}')
+  return numbers
 
 
 def sample(args) -> None:

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from ssmlab import launch
+from ssmlab.data import Text
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / 'experiments').glob('*.py'))
@@ -20,9 +21,11 @@ def test_quick_form(path, tmp_path, monkeypatch, capsys):
   if getattr(source, 'path', '').startswith('data/'):        # a published recipe: its corpus is not here, its size not for this machine
     return
   changes = []
-  if path.stem.startswith('novels') and not (ROOT.parent / 'shared' / 'data' / 'lm').exists():
-    (tmp_path / 'text.txt').write_text('It was a dark night.\n' * 2000)
-    changes = [f'data.source={tmp_path / "text.txt"}']
+  if getattr(source, 'path', '').startswith('../shared/') and not (ROOT.parent / 'shared' / 'data').exists():
+    (tmp_path / 'text.txt').write_text('It was a dark night.\n\n' * 2000)
+    (tmp_path / 'table.tsv').write_text(''.join(f'a\t{i % 2}\t\tIt was {i}.\n' for i in range(200)))
+    files = dict.fromkeys(('path', 'valid', 'test'), tmp_path / 'text.txt') if isinstance(source, Text) else dict(path=tmp_path / 'table.tsv')
+    changes = [f'data.source.{name}={file}' for name, file in files.items()]
   launch.main([str(path), '--quick', '--workdir', str(tmp_path / 'run'), *changes])
   assert (tmp_path / 'run' / 'summary.json').exists() and 'valid/loss' in capsys.readouterr().out
 

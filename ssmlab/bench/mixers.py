@@ -101,7 +101,7 @@ def growth(rows: Sequence[bench.Row], start: int = 1024) -> list[bench.Row]:
 def main(argv: Sequence[str] | None = None) -> None:
   from ssmlab.launch import load_experiment, resolve
   parser = argparse.ArgumentParser(prog='ssmlab bench mixers', description=__doc__)
-  parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: the language models of experiments/quickstart*.py and *_small.py, but no hybrids)')
+  parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: the language models of experiments/quickstart*.py and *_small.py, without a longest length, no hybrids)')
   parser.add_argument('--lengths', type=int, nargs='+', default=[256, 1024, 4096, 16384], help='default %(default)s')
   parser.add_argument('--repeats', type=int, default=3, help='calls of which the fastest counts (default %(default)s)')
   parser.add_argument('--tokens', type=int, default=32768, help='in a batch, at every length (default %(default)s)')
@@ -111,11 +111,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   files = [pathlib.Path(name) for name in options.experiments] or sorted({*folder.glob('quickstart*.py'), *folder.glob('*_small.py')} - {*folder.glob('hybrid_*')})
   models = {file: model_of(file) for file in files}
   if not options.experiments:
-    models = {file: model for file, model in models.items() if type(model) is LM}
+    models = {file: model for file, model in models.items() if type(model) is LM and model.max_length is None}        # long filters: bench longconv
   if not models:
     raise UserError('no experiments/ here; name the files to measure')
   if other := [str(file) for file, model in models.items() if not isinstance(model, LM)]:
     raise UserError(f'{other[0]}: bench mixers measures causal models only')
+  if short := [str(file) for file, model in models.items() if (model.max_length or max(options.lengths)) < max(options.lengths)]:
+    raise UserError(f'{short[0]} reads {models[pathlib.Path(short[0])].max_length} tokens at most; --lengths {max(options.lengths)} is above')
   rows = []
   for model in models.values():
     name = type(model.blocks[0].mixer).__name__

@@ -131,6 +131,8 @@ class Text(Source):
   field: of the jsonl object or the parquet column that holds the text.
   piece: a plain text file longer than this many characters is cut at line ends into documents of about that size, and one that is
     alone and must be split, into 20 at least; 0 keeps files whole.
+  separator: where it stands one document ends and another begins ('\\n\\n': every paragraph is one, '<|endoftext|>'), and `piece` does not
+    count; '': nowhere.
   """
 
   path: str
@@ -140,6 +142,7 @@ class Text(Source):
   piece: int = 65536
   valid_share: float = 0.05
   test_share: float = 0.05
+  separator: str = ''
 
   def __post_init__(self):
     super().__post_init__()
@@ -150,7 +153,8 @@ class Text(Source):
     found = files.find(path)
     empty = True
     for name in found:
-      for number, text in enumerate(self._read_file(name, alone=len(found) == 1 and path == self.path)):
+      whole = self._read_file(name, alone=len(found) == 1 and path == self.path)
+      for number, text in enumerate(part for text in whole for part in (text.split(self.separator) if self.separator else (text,))):
         if text:
           empty = False
           yield f'{name}:{number}', text
@@ -164,6 +168,8 @@ class Text(Source):
       case 'parquet':
         return files.read_parquet(name, self.field)
     text = files.read_text(name)
+    if self.separator:
+      return iter((text,))
     split = alone and not (self.valid and self.test)
     return files.cut(text, min(self.piece, -(-len(text) // 20)) if split else self.piece)
 

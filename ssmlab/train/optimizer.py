@@ -73,7 +73,16 @@ class AdamW(Schedule):
         optax.scale_by_learning_rate(self.schedule(steps)))
 
   def _direction(self, declared) -> optax.GradientTransformation:
-    return optax.scale_by_adam(self.b1, self.b2, self.eps)
+    """Each parameter's way, without moments for those that are not learned."""
+    kinds = jax.tree_util.tree_map_with_path(lambda path, p: self._kind(path, p) if p.rate else 'none', declared, is_leaf=lambda x: isinstance(x, Param))
+    ways = self._ways()
+    return ways['adam'] if set(jax.tree.leaves(kinds)) == {'adam'} else optax.partition(ways | dict(none=optax.set_to_zero()), kinds)
+
+  def _kind(self, path, param: Param) -> str:
+    return 'adam'
+
+  def _ways(self) -> dict[str, optax.GradientTransformation]:
+    return dict(adam=optax.scale_by_adam(self.b1, self.b2, self.eps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +98,15 @@ class Muon(AdamW):
   momentum: float = 0.95
   iterations: int = 5
 
-  def _direction(self, declared) -> optax.GradientTransformation:
-    matrices = jax.tree_util.tree_map_with_path(lambda path, p: path[0].key in BLOCKS and _is_matrix(path[-1].key, p), declared, is_leaf=lambda x: isinstance(x, Param))
+  def _kind(self, path, param: Param) -> str:
+    return 'muon' if path[0].key in BLOCKS and _is_matrix(path[-1].key, param) else 'adam'
+
+  def _ways(self) -> dict[str, optax.GradientTransformation]:
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
     orthogonal = optax.contrib.scale_by_muon(ns_steps=self.iterations, beta=self.momentum,
                                              weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: axes, tree))
     size = optax.stateless(lambda updates, _: jax.tree.map(lambda u: 0.2 * max(u.shape[-2:]) ** 0.5 * u, updates))
-    return optax.partition({True: optax.chain(orthogonal, size), False: super()._direction(declared)}, matrices)
+    return super()._ways() | dict(muon=optax.chain(orthogonal, size))
 
 
 BLOCKS = ('blocks', 'tail', 'lead')                          # where a model declares its blocks (models.stack)

@@ -222,3 +222,11 @@ def test_real_standard_library():
   parts = [[text for _, text in source.documents(split)] for split in SPLITS]
   total = sum(len(text) for part in parts for text in part)
   assert total > 5e6 and all(len(part) > 15 for part in parts) and sum(map(len, parts[1])) < total / 5
+
+
+@pytest.mark.parametrize('name', ('a.txt', 'a.jsonl'))
+def test_documents_between_separators(name, tmp_path):
+  text = 'One\nline.\n\nTwo.\n\n\n\nThree.'
+  (tmp_path / name).write_bytes(jsonl([text]) if name.endswith('l') else text.encode())
+  source = Text(str(tmp_path / name), valid=str(tmp_path / name), test=str(tmp_path / name), separator='\n\n')
+  assert [document for _, document in source.documents('train')] == ['One\nline.', 'Two.', 'Three.']

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from ssmlab.core import mesh as meshes
-from ssmlab.core.params import init
+from ssmlab.core.params import Param, init
 from ssmlab.layers.channel import GatedMLP
 from ssmlab.mixers import attention, mamba2, rwkv7
 from ssmlab.models import LM
@@ -55,3 +55,14 @@ def test_it_trains_and_its_state_is_sharded():
     losses.append(float(measured['loss']))
   assert losses[-1] < 0.5 * losses[0]
   assert jax.tree.structure(trainer.shardings().opt_state) == jax.tree.structure(state.opt_state)
+
+
+def test_what_is_not_learned_has_no_moments_and_stays():
+  declared = dict(blocks=dict(w=Param((4, 4), (None, None))), still=Param((7,), (None,), rate=0.0))
+  params = init(jax.random.key(0), declared)
+  for optim in (AdamW(weight_decay=0.5), Muon(weight_decay=0.5)):
+    tx = optim.transform(declared, 10)
+    state = tx.init(params)
+    assert {leaf.shape for leaf in jax.tree.leaves(state)} == {(), (4, 4)}
+    step, _ = tx.update(jax.tree.map(lambda a: a + 1, params), state, params)
+    assert not np.any(step['still']) and np.all(step['blocks']['w'])

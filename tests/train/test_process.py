@@ -108,6 +108,9 @@ def test_sweep_runs_every_entry(experiment_file, tmp_path, run):
   status, out, err = run(experiment_file, '--sweep', '--workdir', tmp_path / 'r', 'train.steps=1', 'evals=()')
   assert status == 0, err
   assert [workdir.open_config(tmp_path / 'r' / str(i)).optim.peak_lr for i in range(2)] == [0.001, 0.002]
+  assert '2 entries: mean and standard deviation' in out and 'seconds' in out.rsplit('2 entries')[1]
+  table = (tmp_path / 'r' / 'sweep.csv').read_text().splitlines()
+  assert [line.split(',')[:2] for line in table[1:]] == [['0', 'optim.peak_lr=0.001'], ['1', 'optim.peak_lr=0.002']]
 
 
 WRONG = [

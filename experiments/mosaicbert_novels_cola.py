@@ -1,0 +1,18 @@
+"""experiments/mosaicbert_novels.py fine-tuned on a little of CoLA: Matthews' correlation with spread over seeds.  Data: arXiv 1805.12471.
+
+python -m ssmlab.launch experiments/mosaicbert_novels_cola.py train.start=runs/mosaicbert_novels/0 --sweep
+
+Of the 527 sentences of CoLA's in-domain development set 30% are held out; CoLA's training sentences are not in ../shared/data.
+"""
+
+import dataclasses
+
+from experiments.mosaicbert_small_cola import config as base
+from experiments.mosaicbert_small_cola import sweep  # noqa: F401  four seeds
+from ssmlab.data.sentences import GLUE, Table
+
+
+def config():
+  start = base()
+  source = Table('../shared/data/eval/cola-in-domain-dev.tsv.xz', **GLUE['cola'], valid_share=0.3, test_share=0.0)
+  return dataclasses.replace(start, data=dataclasses.replace(start.data, source=source, length=256), train=dataclasses.replace(start.train, steps=120))
