@@ -15,4 +15,4 @@ from ssmlab.data.sentences import GLUE, Table
 def config():
   start = base()
   source = Table('../shared/data/eval/cola-in-domain-dev.tsv.xz', **GLUE['cola'], valid_share=0.3, test_share=0.0)
-  return dataclasses.replace(start, data=dataclasses.replace(start.data, source=source, length=256), train=dataclasses.replace(start.train, steps=120))
+  return dataclasses.replace(start, data=dataclasses.replace(start.data, source=source, length=128), train=dataclasses.replace(start.train, steps=60))

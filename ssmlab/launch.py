@@ -16,7 +16,8 @@ USAGE = """usage: ssmlab COMMAND [--help] ...
 
   launch EXPERIMENT.py   train an experiment; fields are set by path.to.field=value
   sample WORKDIR         continue a text with a trained or a published model
-  eval WORKDIR           held-out loss, perplexity and bits per byte; how diverse the tokens of each layer are; BrierLM
+  eval WORKDIR           held-out loss, perplexity and bits per byte; how diverse the tokens of each layer are; BrierLM;
+                         what temperatures cost a CALM
   distill WORKDIR        long convolution filters turned into small recurrent states
   bench SUITE            speed and memory of the operators
 """
@@ -47,13 +48,13 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('model', help='a workdir, or a published checkpoint')
+  parser.add_argument('models', nargs='+', metavar='model', help='workdirs, or published checkpoints')
   parser.add_argument('--suite', default='valid', help="a split of the run's data: valid, test or train (default valid); on the validation text, brier: "
-                      'BrierLM; diversity: the collapse measures of PanGu-pi, layer by layer')
+                      'BrierLM; diversity: the collapse measures of PanGu-pi, layer by layer; draws: what temperatures cost a CALM')
   parser.add_argument('--data', help='text to measure instead: a file or folder as for data.source Text')
   parser.add_argument('--max-tokens', type=int, help='stop after about so many tokens')
   parser.add_argument('--tokenizer', help="for a published checkpoint: 'bytes', a tokenizer.json or an RWKV vocabulary")
-  parser.add_argument('-o', '--output', help='write the numbers as JSON; for diversity also a picture beside it, .png')
+  parser.add_argument('-o', '--output', help='write the numbers as JSON; diversity and draws, a table, as .json or .csv, diversity with a picture beside it, .png')
 
 
 def _distill_arguments(parser: argparse.ArgumentParser) -> None:
@@ -229,54 +230,78 @@ def _needs(kind: type, model, path: str, what: str) -> None:
     raise UserError(f'{path} is of a {type(model).__name__}, which {what}')
 
 
-def _with_data(args):
-  """(parameters, experiment) of args.model on args.data, where that is given, as its validation text."""
+def _with_data(path: str, args):
+  """(parameters, experiment) of a model on args.data, where that is given, as its validation text."""
   from ssmlab.data import Data, Text
   from ssmlab.models import LM
   from ssmlab.train.experiment import Experiment
-  model, params, tokenizer, experiment = open_model(args.model, args.tokenizer)
+  model, params, tokenizer, experiment = open_model(path, args.tokenizer)
   if experiment is None and not args.data:
     raise UserError('a published checkpoint has no data of its own; name a text with --data')
   if experiment is None:
     if type(model) is not LM:
-      raise UserError(f'{args.model} is a published {type(model).__name__}: what it has learned to predict only a workdir says')
+      raise UserError(f'{path} is a published {type(model).__name__}: what it has learned to predict only a workdir says')
     experiment = Experiment(model=model, data=Data(tokenizer=tokenizer))
   if args.data:
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=Text(args.data, valid=args.data)))
   return params, experiment
 
 
+SUITES = ('valid', 'test', 'train', 'brier', 'diversity', 'draws')
+
+
 def evaluate(args) -> None:
   from ssmlab.core import mesh as meshes
   from ssmlab.eval import BrierLM, HeldOut
   split = args.suite
-  if split not in ('train', 'valid', 'test', 'diversity', 'brier'):
-    raise UserError(f'--suite {split!r} is not one of valid, test, train, diversity, brier')
-  params, experiment = _with_data(args)
-  split = 'valid' if args.data and split in ('train', 'test') else split
-  if split == 'diversity':
-    _diversity(experiment, params, args)
+  if split not in SUITES:
+    raise UserError(f'--suite {split!r} is not one of {", ".join(SUITES)}')
+  if split in ('diversity', 'draws'):
+    _table(args, _diversity if split == 'diversity' else _draws)
     return
-  measure = BrierLM(final_max_tokens=args.max_tokens) if split == 'brier' else HeldOut(split, final_max_tokens=args.max_tokens)
-  found = measure.run(experiment, meshes.make(), params, final=True)
-  for name, value in found.items():
-    print(f'{split}/{name:<14}  {value:,.4f}' if isinstance(value, float) else f'{split}/{name:<14}  {value:,}')
+  split, results = 'valid' if args.data and split in ('train', 'test') else split, {}
+  for path in args.models:
+    params, experiment = _with_data(path, args)
+    measure = BrierLM(final_max_tokens=args.max_tokens) if split == 'brier' else HeldOut(split, final_max_tokens=args.max_tokens)
+    found = measure.run(experiment, meshes.make(), params, final=True)
+    results[path] = {f'{split}/{name}': value for name, value in found.items()}
+    if len(args.models) > 1:
+      print(f'{path}:')
+    for name, value in results[path].items():
+      print(f'{name:<20}  {value:,.4f}' if isinstance(value, float) else f'{name:<20}  {value:,}')
   if args.output:
-    pathlib.Path(args.output).write_text(json.dumps({f'{split}/{name}': value for name, value in found.items()}, indent=1))
+    pathlib.Path(args.output).write_text(json.dumps(results if len(results) > 1 else results[args.models[0]], indent=1))
 
 
-def _diversity(experiment, params, args) -> None:
+def _table(args, rows_of) -> None:
+  """Tables of several models as one, the model in the first column, and what belongs beside it."""
   from ssmlab import bench
   from ssmlab.eval import diversity
-  from ssmlab.models import LM, Encoder
   path = bench.table_path(args.output) if args.output else None
-  if type(experiment.model) not in (LM, Encoder):
-    raise UserError(f'{args.model} is of a {type(experiment.model).__name__}; diversity is measured of an LM or an Encoder')
-  rows = diversity.by_depth(experiment.model, params, experiment.data.eval_batches('valid', args.max_tokens or 65536, 0, 1))
-  print(bench.table(rows))
+  rows = {}
+  for model in args.models:
+    rows[model] = rows_of(model, *_with_data(model, args), args.max_tokens or 65536)
+  whole = [(dict(model=model) if len(rows) > 1 else {}) | row for model, of in rows.items() for row in of]
+  print(bench.table(whole))
   if path:
-    bench.write(path, rows)
-    diversity.plot({pathlib.Path(args.model).name: rows}, path.with_suffix('.png'))
+    bench.write(path, whole)
+  if path and rows_of is _diversity:
+    diversity.plot(rows, path.with_suffix('.png'))
+
+
+def _diversity(path: str, params, experiment, tokens: int):
+  from ssmlab.eval import diversity
+  from ssmlab.models import LM, Encoder
+  if type(experiment.model) not in (LM, Encoder):
+    raise UserError(f'{path} is of a {type(experiment.model).__name__}; diversity is measured of an LM or an Encoder')
+  return diversity.by_depth(experiment.model, params, experiment.data.eval_batches('valid', tokens, 0, 1))
+
+
+def _draws(path: str, params, experiment, tokens: int):
+  from ssmlab.eval import temperature
+  from ssmlab.models import CALM
+  _needs(CALM, experiment.model, path, 'draws from probabilities: a temperature costs it nothing')
+  return temperature.draws(experiment.model, params, experiment.data.eval_batches('valid', tokens, 0, 1))
 
 
 def distill(args) -> None:
@@ -288,7 +313,7 @@ def distill(args) -> None:
   from ssmlab.train import workdir
   output = pathlib.Path(args.output)
   workdir.refuse_run(output)
-  params, experiment = _with_data(args)
+  params, experiment = _with_data(args.model, args)
   _needs(LM, experiment.model, args.model, 'has no long filters')
   model, found, rows = distill(experiment.model, params, modes=args.modes, error=args.error, length=experiment.data.length)
   print(table(rows))

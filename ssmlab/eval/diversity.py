@@ -92,16 +92,25 @@ PANELS = (('effective_dimension', 'components with 80% of the variance'), ('rela
 
 
 def plot(models: Mapping[str, Sequence[Row]], path: pathlib.Path) -> None:
-  """The measures against depth, one line per model."""
+  """The measures against depth, one line per model; models whose paths differ in the last part only, as a sweep's do, have one colour."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
   figure = Figure(figsize=(11, 7), layout='constrained')
   FigureCanvasAgg(figure)
   for axes, (column, title) in zip(figure.subplots(2, 2).flat, PANELS):
+    families = list(dict.fromkeys(_family(name, models) for name in models))
     for name, rows in models.items():
-      axes.plot(range(len(rows)), [row[column] for row in rows], marker='o', label=name)
+      index = families.index(_family(name, models))
+      first = next(other for other in models if _family(other, models) == families[index]) == name
+      axes.plot(range(len(rows)), [row[column] for row in rows], marker='o', color=f'C{index}', label=families[index] if first else None)
     axes.set(title=title, xlabel='blocks read', xticks=range(max(map(len, models.values()))))
     axes.set_ylim(0, 1.05 * max(row[column] for rows in models.values() for row in rows))
     axes.grid(alpha=0.3)
   axes.legend(frameon=False, loc='lower right')
   figure.savefig(path, dpi=110)
+
+
+def _family(name: str, models: Mapping[str, Sequence[Row]]) -> str:
+  """The folder of several of the models, or the model itself; the last part of the path."""
+  path = pathlib.Path(name)
+  return path.parent.name if sum(pathlib.Path(other).parent == path.parent for other in models) > 1 and path.name.isdigit() else path.name

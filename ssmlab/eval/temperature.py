@@ -8,7 +8,7 @@ Algorithm 2 counts what repeats among N draws: biased at finite N, T = 1/n only.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -152,3 +152,26 @@ def estimated_draws(outcomes: np.ndarray, n: int) -> float:
   _, counts = np.unique(np.asarray(outcomes).reshape(len(outcomes), -1), axis=0, return_counts=True)
   equal = sum(math.comb(int(count), n) for count in counts)
   return n * math.comb(len(outcomes), n) / equal if equal else math.inf
+
+
+def draws(model, params, batches: Iterable[Mapping[str, np.ndarray]], samples: int = 200, contexts: int = 64, most: int = 4) -> list[dict[str, float]]:
+  """What `exact` would cost a trained CALM: one row per temperature 1/n, n = 2 .. most.
+
+  batches: dicts with int32 tokens and segment_ids [batch, time]; the first gives the contexts, evenly spread.
+  samples: draws of the next chunk per context, from which `estimated_draws` estimates.
+  Columns: temperature; median and mean of the draws per chunk over the contexts where one is known; unknown: the share of contexts in which
+  no chunk came n times, so that more than the samples would be needed to know.
+  """
+  batch = next(iter(batches))
+  x, _ = jax.jit(lambda params, tokens, ids: model.hidden(params, tokens, None, ids))(params, batch['tokens'], batch['segment_ids'])
+  x = x[batch['segment_ids'][:, ::model.chunk] > 0]
+  x = x[np.linspace(0, len(x) - 1, min(contexts, len(x))).astype(int)]
+  one = jax.jit(lambda params, key: model.draw(params, x, key))
+  drawn = np.stack([one(params, key) for key in jax.random.split(jax.random.key(0), samples)], axis=1)
+  rows = []
+  for n in range(2, most + 1):
+    each = np.array([estimated_draws(outcomes, n) for outcomes in drawn])
+    known = each[np.isfinite(each)]
+    rows.append(dict(temperature=1 / n, median=float(np.median(known)) if len(known) else math.nan, mean=float(known.mean()) if len(known) else math.nan,
+                     unknown=1 - len(known) / len(each)))
+  return rows

@@ -63,6 +63,7 @@ def test_what_is_not_learned_has_no_moments_and_stays():
   for optim in (AdamW(weight_decay=0.5), Muon(weight_decay=0.5)):
     tx = optim.transform(declared, 10)
     state = tx.init(params)
-    assert {leaf.shape for leaf in jax.tree.leaves(state)} == {(), (4, 4)}
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state)}
+    assert (4, 4) in shapes and (7,) not in shapes
     step, _ = tx.update(jax.tree.map(lambda a: a + 1, params), state, params)
     assert not np.any(step['still']) and np.all(step['blocks']['w'])

@@ -102,6 +102,10 @@ def test_launch_print_sample_and_eval(experiment_file, tmp_path, run):
   status, out, err = run('eval', tmp_path / 'r', '--suite', 'brier', '--max-tokens', '64', '-o', tmp_path / 'b.json')
   numbers = json.loads((tmp_path / 'b.json').read_text())
   assert status == 0 and 0 <= numbers['brier/low'] <= numbers['brier/brierlm'] <= numbers['brier/high'] and 'brier/brier_4' in out, err
+  status, out, err = run('eval', tmp_path / 'r', f'{tmp_path}/r/', '--suite', 'diversity', '-o', tmp_path / 'd.csv')
+  assert status == 0 and out.count('block 1') == 2 and (tmp_path / 'd.png').stat().st_size > 10_000, err
+  status, out, err = run('eval', tmp_path / 'r', '--suite', 'draws')
+  assert status == 2 and 'draws from probabilities' in err and err.count('\n') == 1
 
 
 def test_sweep_runs_every_entry(experiment_file, tmp_path, run):
