@@ -1,4 +1,4 @@
-"""BERT on paragraphs of English novels, 15% of the bytes masked, a paragraph in a row: what experiments/mosaicbert_novels.py is compared with.
+"""BERT on paragraphs of English novels, 15% of the bytes masked, a paragraph in a row.  The figures: experiments/mosaicbert_novels.py.
 
 python -m ssmlab.launch experiments/bert_novels.py --sweep
 """
