@@ -146,8 +146,7 @@ def _walk(model, params, batch, key: jax.Array, stride: int, after, logits=None)
   The first call holds one token and padding, so that the rows' first windows are there; chunks begin with the row instead.
   """
   rows, time = batch['tokens'].shape
-  size = getattr(model, 'chunk', stride)
-  before = 0 if hasattr(model, 'chunk') else stride - 1
+  size, before = (model.chunk, 0) if hasattr(model, 'draw') else (stride, stride - 1)
   calls = -(-(before + time) // size)
   fill = (0, 0), (before, calls * size - before - time)
   split = lambda x, value: jnp.pad(x, fill, constant_values=value).reshape(rows, calls, size).swapaxes(0, 1)
