@@ -1,6 +1,7 @@
 """Checkpoints: complete or not there.  Orbax writes them in the background; this module says what goes in and what errors mean."""
 
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -64,6 +65,7 @@ class Checkpoints:
     try:
       action()
     except Exception as error:                               # Orbax and TensorStore raise many kinds for a full disk
+      warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)          # what Orbax leaves behind it, now or at exit
       complete = self.latest()
       state = f'the last complete one is step {complete}' if complete is not None else 'there is no complete one yet'
       at = '' if step is None else f' of step {step}'
