@@ -29,7 +29,7 @@ class Block:
 class Stack:
   """Base of the networks: frozen dataclasses with the fields vocab, width, pattern, depth, channel, norm, embedding, head, activations, remat, unroll.
 
-  A subclass says what is in a block (`_block_params`, `_block`) and what is before and after the blocks (`_embed`, `_top`, `logits`).
+  A subclass says what is in a block (`_block_params(block, index of its layer)`, `_block`) and what is before and after the blocks (`_embed`, `_top`, `logits`).
   Trees of parameters and states hold the blocks in `blocks` (stacked, one entry per place in the pattern), `tail` (the layers left on top)
   and, where the lowest block differs from the others, `lead`.
   """
@@ -80,10 +80,6 @@ class Stack:
     above = lead + repeats * period
     groups = {'lead': (self.blocks[:lead], 0), 'blocks': (self._scanned if repeats else (), lead), 'tail': (self.blocks[above:], above)}
     return {name: group for name, group in groups.items() if name != 'lead' or lead}
-
-  def _block_params(self, block: Block, index: int = 1):
-    """Declarations of a block.  index: of its layer."""
-    raise NotImplementedError
 
   def _stack_params(self) -> dict[str, Any]:
     """Declarations of all blocks, group by group."""

@@ -2,7 +2,8 @@
 
 Splash (jax.experimental.pallas.ops.tpu.splash_attention) knows documents and windows and keeps no scores.  cuDNN
 (jax.nn.dot_product_attention) is given documents and slopes as one array of scores per row, time x time, which the kernel then reads.
-Neither is split along time: on a mesh with sequence > 1 every device gets whole rows.
+Neither is split along time: on a mesh with sequence > 1 every device gets whole rows.  Neither has been run on its hardware yet: the tests run
+splash in interpret mode, and let XLA answer what cuDNN is asked.
 """
 
 import functools
@@ -18,9 +19,9 @@ PLATFORMS = {'splash': 'tpu', 'cudnn': 'gpu'}
 _BLOCK = 512                                                 # queries and keys of one step of splash, its own choice
 
 
-def check(implementation: str, platform: str | None = None) -> None:
-  """Raises ValueError where the platform (default: that of this process) has no such kernel."""
-  platform = platform or jax.default_backend()
+def check(implementation: str) -> None:
+  """Raises ValueError where the platform of this process has no such kernel."""
+  platform = jax.default_backend()
   if platform != PLATFORMS[implementation]:
     raise ValueError(f"attention: implementation='{implementation}' runs on a {PLATFORMS[implementation].upper()}, this is a {platform.upper()}; "
                      "'xla' runs everywhere")
