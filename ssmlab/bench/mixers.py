@@ -15,26 +15,25 @@ from ssmlab.core.params import init
 from ssmlab.models import LM
 
 
-def run(models: dict[str, Any], lengths: Sequence[int], tokens: int = 32768, repeats: int = 3) -> list[bench.Row]:
+def run(models: dict[str, Any], lengths: Sequence[int], batch: int = 4, repeats: int = 5) -> list[bench.Row]:
   """One row per model's first mixer and length.
 
   models: name -> LM; the mixer is measured alone, at the model's width, float32 parameters, random inputs.
-  tokens: in a batch, the same at every length (but one sequence at least), so that lengths differ in nothing but the length: a longer
-    batch would also leave the processor's caches.
+  batch: sequences, the same number at every length: with the same number of tokens instead, a longer batch would hold fewer sequences, and a
+    recurrence would have fewer lanes to run over at a time.
   Columns: microseconds per token of forward and of forward + backward (best of `repeats`); of one decoding step of one sequence after
   `length` tokens; training_MiB: temporary memory of the compiled gradient; state_bytes per sequence; flops: forward FLOPs per token by
   arithmetic.
   """
-  return [row for name, model in models.items() for row in _rows(name, model, lengths, tokens, repeats)]
+  return [row for name, model in models.items() for row in _rows(name, model, lengths, batch, repeats)]
 
 
-def _rows(name: str, model, lengths: Sequence[int], tokens: int, repeats: int) -> list[bench.Row]:
+def _rows(name: str, model, lengths: Sequence[int], batch: int, repeats: int) -> list[bench.Row]:
   mixer = model.blocks[0].mixer
   params = init(jax.random.key(0), mixer.params(model.width))
   params = jax.tree.map(lambda a: a + 0.01, params)                                # matrices that start at zero would be too easy
   rows, actions = [], dict(forward={}, training={}, decode={})
   for length in lengths:
-    batch = max(tokens // length, 1)
     more, of_length = _actions(mixer, params, model.width, batch, length)
     rows.append(dict(mixer=name, width=model.width, batch=batch, length=length) | more)
     for use, action in of_length.items():
@@ -103,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog='ssmlab bench mixers', description=__doc__)
   parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: the language models of experiments/quickstart*.py and *_small.py, without a longest length, no hybrids)')
   parser.add_argument('--lengths', type=int, nargs='+', default=[256, 1024, 4096, 16384], help='default %(default)s')
-  parser.add_argument('--repeats', type=int, default=3, help='calls of which the fastest counts (default %(default)s)')
-  parser.add_argument('--tokens', type=int, default=32768, help='in a batch, at every length (default %(default)s)')
+  parser.add_argument('--repeats', type=int, default=5, help='calls of which the fastest counts (default %(default)s)')
+  parser.add_argument('--batch', type=int, default=4, help='sequences, at every length (default %(default)s)')
   parser.add_argument('-o', '--output', type=pathlib.Path, default=pathlib.Path('runs/bench_mixers'), help='folder for rows.csv, rows.json and mixers.png (default %(default)s)')
   options = parser.parse_args(argv)
   folder, model_of = pathlib.Path('experiments'), lambda file: resolve(load_experiment(str(file)), []).model
@@ -121,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   rows = []
   for model in models.values():
     name = type(model.blocks[0].mixer).__name__
-    for row in run({name: model}, options.lengths, options.tokens, options.repeats):
+    for row in run({name: model}, options.lengths, options.batch, options.repeats):
       rows.append(row)
       print(f"{name} {row['length']}", file=sys.stderr, flush=True)
   for name in ('rows.json', 'rows.csv'):
