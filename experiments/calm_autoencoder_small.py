@@ -22,3 +22,8 @@ def config():
       optim=AdamW(peak_lr=2e-3, warmup_steps=50, b1=0.9, b2=0.95, weight_decay=0.1, end_ratio=0.05),
       train=Train(steps=500, log_every=50, checkpoint_every=0),
       evals=(('valid', HeldOut(every=250, max_tokens=2**16)),))
+
+
+def sweep():
+  """Chunks of 2, 4 and 8 bytes, with 16 latent entries a byte."""
+  return [{'model.chunk': chunk, 'model.latent': 16 * chunk, 'data.chunk': chunk} for chunk in (2, 4, 8)]

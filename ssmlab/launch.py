@@ -157,8 +157,8 @@ def _run(experiment, workdir: pathlib.Path) -> dict[str, float]:
   summary = loop.run(experiment, workdir)
   numbers = {name: value for name, value in summary.items() if not isinstance(value, str)}
   width = max(map(len, numbers))
-  print('\n'.join(f'{name:<{width}}  {value:,.4f}' if isinstance(value, float) else f'{name:<{width}}  {value:,}' for name, value in numbers.items()
-                  if value is not None))
+  text = lambda value: f'{value:,}' if not isinstance(value, float) else f'{value:,.4f}' if abs(value) < 1e9 else f'{value:.4e}'
+  print('\n'.join(f'{name:<{width}}  {text(value)}' for name, value in numbers.items() if value is not None))
   print(f'workdir: {workdir}')
   return numbers
 

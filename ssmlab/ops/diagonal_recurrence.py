@@ -36,13 +36,13 @@ def diagonal_recurrence(
   segment_ids: int32 [batch, time], see `ops.segments`.  Padding (id 0) passes h through unchanged; the first token of every document but
     the call's first sees h[t-1] = 0.
   reverse: h[t] = a[t] * h[t+1] + b[t], from the right end; `initial` then enters at the right, and a document begins at its last token.
-  implementation: 'sequential' is the definition, a `lax.scan` over time; 'associative' is `lax.associative_scan`; 'blocked' is associative
+  implementation: 'sequential' is the definition, a loop over time; 'associative' is `lax.associative_scan`; 'blocked' is associative
     inside blocks of 256 and a `lax.scan` over the blocks, with temporary memory bounded by one block; 'auto' chooses by length and platform.
 
   Each of a, b and initial is a real array, a complex array or a pair (real, imaginary) of real arrays; where one of them is complex the
   result is complex, as a pair if b is a pair and as a complex array otherwise.
   Returns h [batch, time, ...] in b's precision and last [batch, ...], the h at the end reached, in float32 (float64 for float64 inputs).
-  Arithmetic is in float32, or float64 where an input is.  'associative' and 'blocked' have a reverse-mode gradient only, which is the same
+  Arithmetic is in float32, or float64 where an input is.  There is a reverse-mode gradient only, which is the same
   recurrence run the other way: g[t] = dh[t] + a[t+1] g[t+1], db = g, da[t] = g[t] h[t-1] (conjugated where complex).
 
   Raises ValueError on an unknown implementation or on shapes that do not fit.
@@ -59,7 +59,7 @@ def diagonal_recurrence(
   _check_shapes(decay[0], write[0], numbers.get('initial', (None,))[0], segment_ids)
   shape = write[0].shape
   start = numbers.get('initial', tuple(jnp.zeros(shape[:1] + shape[2:], dtype) for _ in write))
-  decay = tuple(_over_time(x, shape) for x in decay)
+  decay = tuple(_ranked(x, len(shape)) for x in decay)
   if segment_ids is not None:
     decay, write = _apply_segments(decay, write, segment_ids, reverse)
   h = _run(_choose(implementation, shape[1]), reverse, decay, write, start)
@@ -108,10 +108,9 @@ def _check_shapes(a, b, initial, segment_ids) -> None:
     raise ValueError(f'segment_ids has shape {segment_ids.shape}; expected [batch, time] = {b.shape[:2]}')
 
 
-def _over_time(a: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Gives `a` b's rank and its time axis; other axes of size 1 stay, so that a shared decay is scanned once."""
-  a = a.reshape((1,) * (len(shape) - a.ndim) + a.shape)
-  return jnp.broadcast_to(a, a.shape[:1] + shape[1:2] + a.shape[2:])
+def _ranked(a: jax.Array, rank: int) -> jax.Array:
+  """Gives `a` b's rank; axes of size 1 stay, so that a shared decay is stepped once."""
+  return a.reshape((1,) * (rank - a.ndim) + a.shape)
 
 
 def _apply_segments(a: Numbers, b: Numbers, segment_ids: jax.Array, reverse: bool) -> tuple[Numbers, Numbers]:
@@ -139,20 +138,62 @@ def _conjugate(x: Numbers) -> Numbers:
 
 
 def _run(form: str, reverse: bool, a: Numbers, b: Numbers, initial: Numbers) -> Numbers:
-  if form == 'sequential' or b[0].shape[1] == 0:
-    return _sequential(reverse, a, b, initial)
-  return _scan(form, reverse, a, b, initial)
+  time = b[0].shape[1]
+  if not time:
+    return b
+  if form == 'sequential':
+    return _loop(reverse, a, b, initial)
+  return _scan(form, reverse, tuple(jnp.broadcast_to(x, (x.shape[0], time, *x.shape[2:])) for x in a), b, initial)
 
 
-def _sequential(reverse: bool, a: Numbers, b: Numbers, initial: Numbers) -> Numbers:
-  def step(h, inputs):
-    h = _add(_multiply(inputs[0], h), inputs[1])
-    return h, h
-  time_first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (a, b))
-  if b[0].shape[1] == 1:                                # decoding: one update, no loop
-    return tuple(x[:, None] for x in step(initial, jax.tree.map(lambda x: x[0], time_first))[0])
-  _, h = jax.lax.scan(step, initial, time_first, reverse=reverse)
-  return tuple(jnp.moveaxis(x, 0, 1) for x in h)
+# The loop takes slices of what lies in memory and puts results down where they belong: no copies with time first, forwards and backwards.
+
+
+def _at(numbers: Numbers, t) -> Numbers:
+  """What stands at t, or at every t."""
+  return tuple(x[:, 0] if x.shape[1] == 1 else jax.lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False) for x in numbers)
+
+
+def _put(numbers: Numbers, values: Numbers, t) -> Numbers:
+  return tuple(jax.lax.dynamic_update_index_in_dim(x, value, t, axis=1) for x, value in zip(numbers, values))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loop(reverse: bool, a: Numbers, b: Numbers, initial: Numbers) -> Numbers:
+  step = lambda h, t: _add(_multiply(_at(a, t), h), _at(b, t))
+  time = b[0].shape[1]
+  if time == 1:                                         # decoding: one update, no loop
+    return tuple(x[:, None] for x in step(initial, 0))
+
+  def body(carried, t):
+    h = step(carried[0], t)
+    return (h, _put(carried[1], h, t)), None
+  return jax.lax.scan(body, (initial, tuple(jnp.zeros_like(x) for x in b)), jnp.arange(time), reverse=reverse)[0][1]
+
+
+def _loop_forward(reverse, a, b, initial):
+  h = _loop(reverse, a, b, initial)
+  return h, (a, h, initial)
+
+
+def _loop_backward(reverse, residuals, dh):
+  a, h, initial = residuals
+  time = h[0].shape[1]
+  first, before = (time - 1, 1) if reverse else (0, -1)
+
+  def body(carried, t):
+    later, da, db = carried
+    grad = _add(_at(dh, t), later)
+    earlier = tuple(jnp.where(t == first, x, y) for x, y in zip(initial, _at(h, jnp.clip(t + before, 0, time - 1))))
+    here = tuple(_sum_to(x, y.shape[:1] + y.shape[2:]) for x, y in zip(_multiply(_conjugate(earlier), grad), a))
+    da = _put(da, here, t) if a[0].shape[1] > 1 else tuple(x + y[:, None] for x, y in zip(da, here))
+    return (_multiply(_conjugate(_at(a, t)), grad), da, _put(db, grad, t)), None
+  zeros = lambda numbers: tuple(jnp.zeros_like(x) for x in numbers)
+  (later, da, db), _ = jax.lax.scan(body, (zeros(initial), zeros(a), zeros(h)), jnp.arange(time), reverse=not reverse)
+  return da, db, later
+
+
+_loop.defvjp(_loop_forward, _loop_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

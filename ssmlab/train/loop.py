@@ -14,6 +14,7 @@ import numpy as np
 from ssmlab.core import mesh as meshes
 from ssmlab.core.config import UserError
 from ssmlab.eval.heldout import place
+from ssmlab.models.calm import CALM, cost
 from ssmlab.train import diagnose, metrics, workdir
 from ssmlab.train.checkpoint import Checkpoints, like
 from ssmlab.train.experiment import Experiment
@@ -183,6 +184,8 @@ class _Loop:
     summary = dict(self.results, steps=steps, tokens=self.tokens, seconds=seconds, seconds_with_evaluation=self.clock(),
                    flops=3 * model.flops(self.experiment.data.length) * self.tokens, parameters=model.size(),
                    state_bytes=model.state_bytes(self.experiment.data.length))
+    if isinstance(model, CALM):
+      summary |= {f'FLOPs, {what}': flops for what, flops in cost.report(model, self.experiment.data.length, self.tokens)}
     summary = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in summary.items()}
     workdir.write(self.path / 'summary.json', json.dumps(summary, indent=1))
     return summary

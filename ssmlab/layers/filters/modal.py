@@ -29,7 +29,7 @@ class ExponentialSum(LongFilter):
     return dict(real=zeros, imaginary=zeros)
 
   def taps(self, params, length: int) -> jax.Array:
-    return _taps(self.kernel(params, length), length)
+    return sum_of_exponentials(self.kernel(params, length), length)
 
   def flops(self, channels: int, length: int, shared: int = 1) -> float:
     """A mode writes 1, steps 8 and reads 4."""
@@ -37,7 +37,7 @@ class ExponentialSum(LongFilter):
 
   def convolve(self, kernel, u: jax.Array, state=None, segment_ids: jax.Array | None = None):
     if state is None and self.by_fft:
-      return causal_convolution(u, _taps(kernel, u.shape[1]), segment_ids=segment_ids), None
+      return causal_convolution(u, sum_of_exponentials(kernel, u.shape[1]), segment_ids=segment_ids), None
     over = lambda x: x.reshape(x.shape + (1,) * (u.ndim - 3))                # [..., channels, 1 ...]
     wide = u.astype(kernel['angle'].dtype)
     size, angle = jnp.exp(over(kernel['log_size'])), over(kernel['angle'])
@@ -50,8 +50,8 @@ class ExponentialSum(LongFilter):
     return y.astype(u.dtype), None if state is None else dict(real=last[0], imaginary=last[1])
 
 
-def _taps(kernel, length: int) -> jax.Array:
-  """[length, channels].  A mode at a time, so that no array of modes * length * channels is made."""
+def sum_of_exponentials(kernel, length: int) -> jax.Array:
+  """The taps h [length, channels] of a kernel.  A mode at a time, so that no array of modes * length * channels is made."""
   time = jnp.arange(length, dtype=kernel['angle'].dtype)[:, None]
 
   def add(taps, mode):

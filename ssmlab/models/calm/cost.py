@@ -56,9 +56,10 @@ def inference(model: CALM, length: int, draws: float = 1.0) -> float:
 
 
 def report(model: CALM, length: int, tokens: float) -> list[tuple[str, float]]:
-  """(what, FLOPs) of the second stage: both counts side by side, and what a cold sample costs."""
+  """(what, FLOPs) of the second stage: both counts side by side, what its autoencoder took before, and what a cold sample costs."""
   return [('training, as the paper counts', training(model, tokens, POSITIONS)),
           ('training, causal attention at its length', training(model, tokens, (length // model.chunk + 1) / 2)),
+          ('training of the autoencoder before, per token', 3 * model.autoencoder.flops(1)),
           ('inference per token, as the paper counts', paper_inference(model)),
           ('inference per token, temperature 1', inference(model, length)),
           ('inference per token, 200 draws a chunk', inference(model, length, 200))]
