@@ -15,6 +15,7 @@ from ssmlab.core import inits
 from ssmlab.layers.linear import linear, linear_params
 from ssmlab.layers.norms import LayerNorm
 from ssmlab.ops.energy_score import energy_score
+from ssmlab.ops.projection import project
 
 NORM = LayerNorm(1e-6)
 
@@ -79,8 +80,10 @@ class EnergyHead(Head):
     y = jnp.broadcast_to(y, e.shape)
     for index in range(self.blocks):
       block = params['blocks'][str(index)]
-      a = jnp.concatenate([NORM.apply(block['norm'], e), y], axis=-1)
-      a = jax.nn.silu(linear(block['second'], jax.nn.silu(linear(block['first'], a))))
+      # A1's halves by themselves: on a mesh with data, fsdp and tensor above 1, XLA took a wrong gradient of [norm(e), y] (jax 0.10.2, 8 CPU devices).
+      of_noise, of_hidden = jnp.split(block['first']['w'], 2)
+      a = project(NORM.apply(block['norm'], e), of_noise) + project(y, of_hidden) + block['first']['b']
+      a = jax.nn.silu(linear(block['second'], jax.nn.silu(a)))
       gate, value = jnp.split(linear(block['gates'], a), 2, axis=-1)
       e = e + linear(block['down'], jax.nn.silu(gate) * value)
     final = params['final']
