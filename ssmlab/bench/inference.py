@@ -45,16 +45,16 @@ def _actions(model, params, ids, new: int):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  from ssmlab.launch import load_experiment, resolve
+  from ssmlab.launch import load_experiment, open_model, resolve
   parser = argparse.ArgumentParser(prog='ssmlab bench inference', description=__doc__)
-  parser.add_argument('experiments', nargs='+', help='files whose models are compared; ratios are to the first')
+  parser.add_argument('experiments', nargs='+', help='files or workdirs whose models are compared; ratios are to the first')
   for name, default in (('length', 512), ('new', 64), ('batch', 1), ('rounds', 3)):
     parser.add_argument(f'--{name}', type=int, default=default, help='default %(default)s')
   parser.add_argument('-o', '--output', help='also write the table here, .json or .csv')
   options = vars(parser.parse_args(argv))
   output, files = options.pop('output'), options.pop('experiments')
   path = bench.table_path(output) if output else None
-  models = {pathlib.Path(file).stem: resolve(load_experiment(file), []).model for file in files}
+  models = {file.removesuffix('.py'): resolve(load_experiment(file), []).model if file.endswith('.py') else open_model(file, 'bytes')[0] for file in files}
   for name, model in models.items():
     if not hasattr(model, 'init_state'):
       raise UserError(f'{name}: {type(model).__name__} does not generate; causal models only')

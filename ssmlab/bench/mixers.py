@@ -15,7 +15,7 @@ from ssmlab.core.params import init
 from ssmlab.models import LM
 
 
-def run(models: dict[str, Any], lengths: Sequence[int], batch: int = 4, repeats: int = 5) -> list[bench.Row]:
+def run(models: dict[str, Any], lengths: Sequence[int], batch: int = 1, repeats: int = 5) -> list[bench.Row]:
   """One row per model's first mixer and length.
 
   models: name -> LM; the mixer is measured alone, at the model's width, float32 parameters, random inputs.
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: the language models of experiments/quickstart*.py and *_small.py, without a longest length, no hybrids)')
   parser.add_argument('--lengths', type=int, nargs='+', default=[256, 1024, 4096, 16384], help='default %(default)s')
   parser.add_argument('--repeats', type=int, default=5, help='calls of which the fastest counts (default %(default)s)')
-  parser.add_argument('--batch', type=int, default=4, help='sequences, at every length (default %(default)s)')
+  parser.add_argument('--batch', type=int, default=1, help='sequences, at every length (default %(default)s)')
   parser.add_argument('-o', '--output', type=pathlib.Path, default=pathlib.Path('runs/bench_mixers'), help='folder for rows.csv, rows.json and mixers.png (default %(default)s)')
   options = parser.parse_args(argv)
   folder, model_of = pathlib.Path('experiments'), lambda file: resolve(load_experiment(str(file)), []).model

@@ -67,7 +67,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True, win
 
 # Forward + backward against jax.nn.dot_product_attention over the whole, 4 heads of 64, float32, 2 cores CPU, busy, November 2026: 0.6 of the
 # time at batch 4 x 512, 0.35 at 1 x 4096, 0.1 there with a window of 256; blocks of 64 to 256 and 8 or 16 pieces are within the noise.
-_BLOCK, _PIECES = 128, 8
+_BLOCK, _PIECES = 256, 8
 Places = tuple[jax.Array, jax.Array]              # of tokens: index in the row and number of the document, both int32 [batch, time]
 
 

@@ -73,14 +73,17 @@ class Trainer:
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
     norm = optax.tree.norm(grads)
-    updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)       # a bad step changes nothing
+
+    def better(params, opt_state):
+      updates, opt_state = self.tx.update(grads, opt_state, params)
+      return optax.apply_updates(params, updates), opt_state
+    # A bad step changes nothing.  A choice of branches: one of numbers takes three times as long, for want of updates in place (2 cores CPU).
+    params, opt_state = jax.lax.cond(finite, better, lambda *old: old, state.params, state.opt_state)
     read = sums.get('tokens', count)                           # a task that predicts some of the tokens says how many it read
     measured = {name: value / count for name, value in sums.items() if name != 'tokens'}
     measured |= dict(grad_norm=norm, lr=self.schedule(state.step), finite=finite, targets=read)
-    params = keep(optax.apply_updates(state.params, updates), state.params)
-    return state.replace(step=state.step + 1, params=params, opt_state=keep(opt_state, state.opt_state)), measured
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), measured
 
   def compiled(self):
     """(state, batch) -> (state, measurements); the state's buffers are reused."""
