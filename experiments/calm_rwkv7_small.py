@@ -1,5 +1,17 @@
 """CALM with the quick start's RWKV-7 as its backbone, at the quick start's training FLOPs.  CALM: arXiv 2510.27688; RWKV-7: arXiv 2503.14456.
 
+Measured 2026-11-23, one CPU core each beside another run, Python 3.11.7 (whose sources are the data), seed 0: BrierLM on 131,072 bytes of the validation
+split with its 95% interval; seconds per byte at batch 1 from `ssmlab bench inference RUNS` on 2 idle cores; 9.56e12 FLOPs of training each, to which
+the first stage's come.
+
+                    BrierLM               ms per byte   bytes read   first stage
+  quickstart        35.2 (33.8 to 36.5)   0.426         1.02M        -
+  chunks of 2        2.7 (2.4 to 3.0)     0.293         0.89M        1.08e13 FLOPs, 99.99% of held-out bytes come back
+  chunks of 4       11.5 (10.3 to 12.7)   0.157         1.68M        9.3e12, 99.94%
+  chunks of 8        3.3 (2.5 to 4.2)     0.088         2.98M        8.6e12, 73.6%: it has not learned yet
+
+So at this size chunks are 1.5, 2.7 and 4.8 times as fast and far from as good; nearly half of a CALM's FLOPs go into the eight samples of the energy head.
+
 python -m ssmlab.launch experiments/calm_autoencoder_small.py --sweep
 python -m ssmlab.launch experiments/calm_rwkv7_small.py --sweep
 """

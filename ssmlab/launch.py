@@ -132,10 +132,16 @@ def _spread(rows, path: pathlib.Path | None) -> None:
   print(f'\n{len(rows)} entries: mean and standard deviation')
   for name, values in named.items():
     if len(values) == len(rows) and len(set(values)) > 1:
-      print(f'{name:<24}  {statistics.mean(values):,.4f}  {statistics.stdev(values):.4f}')
+      print(f'{name:<24}  {_number(statistics.mean(values))}  {_number(statistics.stdev(values))}')
   if path:
     bench.write(path, [{name: row.get(name) for name in rows[0]} for row in rows])
     print(f'written to {path}')
+
+
+def _number(value: float) -> str:
+  if not isinstance(value, float):
+    return f'{value:,}'
+  return f'{value:,.4f}' if abs(value) < 1e9 else f'{value:.4e}'
 
 
 def _points(module, args) -> list[tuple[str, list[str]]]:
@@ -157,8 +163,7 @@ def _run(experiment, workdir: pathlib.Path) -> dict[str, float]:
   summary = loop.run(experiment, workdir)
   numbers = {name: value for name, value in summary.items() if not isinstance(value, str)}
   width = max(map(len, numbers))
-  text = lambda value: f'{value:,}' if not isinstance(value, float) else f'{value:,.4f}' if abs(value) < 1e9 else f'{value:.4e}'
-  print('\n'.join(f'{name:<{width}}  {text(value)}' for name, value in numbers.items() if value is not None))
+  print('\n'.join(f'{name:<{width}}  {_number(value)}' for name, value in numbers.items() if value is not None))
   print(f'workdir: {workdir}')
   return numbers
 
