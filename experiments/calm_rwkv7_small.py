@@ -19,6 +19,7 @@ python -m ssmlab.launch experiments/calm_rwkv7_small.py --sweep
 import dataclasses
 
 from experiments.calm_autoencoder_small import config as autoencoder
+from experiments.calm_autoencoder_small import sweep as autoencoders
 from experiments.quickstart import config as base
 from ssmlab.eval import BrierLM, HeldOut
 from ssmlab.layers.norms import LayerNorm
@@ -53,10 +54,11 @@ def second_stage(plain, first, start: str):
 
 
 def entries(plain, first, starts: str):
-  """Overrides of `second_stage` for chunks of 2, 4 and 8 bytes."""
+  """Overrides of `second_stage` for every autoencoder of the first stage's sweep, whose workdirs are in `starts`."""
   found = []
-  for index, chunk in enumerate((2, 4, 8)):
-    of = second_stage(plain, dataclasses.replace(first, chunk=chunk, latent=16 * chunk), f'{starts}/{index}')
-    found.append({'model.autoencoder.chunk': chunk, 'model.autoencoder.latent': 16 * chunk, 'data.length': of.data.length, 'train.steps': of.train.steps,
+  for index, entry in enumerate(autoencoders()):
+    chunk, latent = entry['model.chunk'], entry['model.latent']
+    of = second_stage(plain, dataclasses.replace(first, chunk=chunk, latent=latent), f'{starts}/{index}')
+    found.append({'model.autoencoder.chunk': chunk, 'model.autoencoder.latent': latent, 'data.length': of.data.length, 'train.steps': of.train.steps,
                   'train.start': of.train.start})
   return found

@@ -1,7 +1,6 @@
 """Experiments' models side by side in inference: prefill and decoding, tokens per second, in one run with turns taken in rotation."""
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any

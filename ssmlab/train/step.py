@@ -78,7 +78,7 @@ class Trainer:
     def better(params, opt_state):
       updates, opt_state = self.tx.update(grads, opt_state, params)
       return optax.apply_updates(params, updates), opt_state
-    # A bad step changes nothing.  A choice of branches: one of numbers takes three times as long, for want of updates in place (2 cores CPU).
+    # A bad step changes nothing.  A choice of branches: one of numbers is not done in place, 45 ms for 26 with the norm (21M parameters, 2 cores CPU).
     params, opt_state = jax.lax.cond(finite, better, lambda *old: old, state.params, state.opt_state)
     read = sums.get('tokens', count)                           # a task that predicts some of the tokens says how many it read
     measured = {name: value / count for name, value in sums.items() if name != 'tokens'}

@@ -35,13 +35,16 @@ def gradients(model, task, params, batch, mesh):
     return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss), out_shardings=(meshes.replicated(mesh), shardings))(params, place(batch, mesh)))
 
 
-def compare(model, task, batch) -> tuple[float, float]:
-  """(loss, gradient): largest difference between eight devices and one, relative to the largest number of the array; none of the parameters is zero."""
+def compare(model, task, batch, floor: float = 0.0) -> tuple[float, float]:
+  """(loss, gradient): largest difference between eight devices and one, relative to the largest number of the array; none of the parameters is zero.
+
+  floor: an array counts as at least so large, as a share of the largest one: a key bias, say, has no gradient but rounding.
+  """
   params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), init(jax.random.key(0), model.params()))
   one = gradients(model, task, params, batch, meshes.make(devices=jax.devices()[:1]))
   many = gradients(model, task, params, batch, meshes.make(meshes.MeshConfig(data=2, fsdp=2, tensor=2)))
-  largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[1]))        # a key bias, say, has no gradient but rounding
-  relative = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3 * largest)), many, one)
+  least = floor * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[1])) + 1e-12
+  relative = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), least)), many, one)
   return relative[0], max(jax.tree.leaves(relative[1]))
 
 
