@@ -5,6 +5,7 @@ Activations: `batch` over data and fsdp, `time` over sequence.
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import math
 
@@ -93,9 +94,26 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
   return NamedSharding(mesh, spec(shape, names, dict(mesh.shape)))
 
 
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
+
+
+@contextlib.contextmanager
 def use(mesh: Mesh | None):
-  """Context in which `constrain` knows the mesh."""
-  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+  """Context in which `constrain` knows the mesh, and `platform` its devices', which may be described and not there."""
+  if mesh is None:
+    yield
+    return
+  before = _platform.set(mesh.devices.flat[0].platform)
+  try:
+    with jax.set_mesh(mesh):
+      yield
+  finally:
+    _platform.reset(before)
+
+
+def platform() -> str:
+  """'cpu', 'gpu' or 'tpu', of the mesh in use or of this process: what an op chooses its form by."""
+  return _platform.get() or jax.default_backend()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

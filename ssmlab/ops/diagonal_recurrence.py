@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ssmlab.core import mesh as meshes
 from ssmlab.ops import segments
 
 IMPLEMENTATIONS = ('auto', 'associative', 'blocked', 'sequential')
@@ -73,7 +74,7 @@ def _choose(implementation: str, length: int) -> str:
   (2 cores, busy, November 2026).  On accelerators, not measured, loops of tiny steps lose; blocks bound the memory of long inputs."""
   if implementation != 'auto':
     return implementation
-  if length <= 16 or jax.default_backend() == 'cpu':
+  if length <= 16 or meshes.platform() == 'cpu':
     return 'sequential'
   return 'associative' if length <= 4096 else 'blocked'
 

@@ -21,7 +21,7 @@ _BLOCK = 512                                                 # queries and keys 
 
 def check(implementation: str) -> None:
   """Raises ValueError where the platform of this process has no such kernel."""
-  platform = jax.default_backend()
+  platform = meshes.platform()
   if platform != PLATFORMS[implementation]:
     raise ValueError(f"attention: implementation='{implementation}' runs on a {PLATFORMS[implementation].upper()}, this is a {platform.upper()}; "
                      "'xla' runs everywhere")

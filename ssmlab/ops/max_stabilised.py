@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from ssmlab.core import mesh as meshes
 from ssmlab.ops import segments
 
 IMPLEMENTATIONS = ('auto', 'associative', 'sequential')
@@ -62,7 +63,7 @@ def weighted_average(
 def _choose(implementation: str, time: int) -> str:
   if implementation != 'auto':
     return implementation
-  return 'sequential' if time <= 16 or jax.default_backend() == 'cpu' else 'associative'
+  return 'sequential' if time <= 16 or meshes.platform() == 'cpu' else 'associative'
 
 
 def _check_shapes(k, v, log_decay, bonus, initial, segment_ids) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssmlab.core import mesh as meshes
 from ssmlab.ops import segments
 from ssmlab.ops.diagonal_recurrence import diagonal_recurrence
 
@@ -56,7 +57,7 @@ def _choose(implementation: str, length: int) -> str:
   2026).  On accelerators, not measured, loops of tiny steps lose."""
   if implementation != 'auto':
     return implementation if length else 'materialised'
-  return 'recomputed' if length > 1 and jax.default_backend() == 'cpu' else 'materialised'
+  return 'recomputed' if length > 1 and meshes.platform() == 'cpu' else 'materialised'
 
 
 def _check_shapes(u, dt, a, b, c, initial, segment_ids) -> None:

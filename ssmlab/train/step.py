@@ -48,11 +48,12 @@ class Trainer:
 
   def fresh(self, seed: int) -> TrainState:
     """The state before the first step, born sharded."""
-    def make(seed):
-      key = jax.random.key(seed)
-      params = init(jax.random.fold_in(key, 0), self.model.params())
-      return TrainState(step=jnp.int32(0), params=params, opt_state=self.tx.init(params), key=jax.random.fold_in(key, 1))
-    return jax.jit(make, out_shardings=self.shardings())(seed)
+    return jax.jit(self._first, out_shardings=self.shardings())(seed)
+
+  def _first(self, seed) -> TrainState:
+    key = jax.random.key(seed)
+    params = init(jax.random.fold_in(key, 0), self.model.params())
+    return TrainState(step=jnp.int32(0), params=params, opt_state=self.tx.init(params), key=jax.random.fold_in(key, 1))
 
   def _gradient(self, params, batch, key):
     value_and_grad = jax.value_and_grad(lambda p, b, k: self.task.loss(self.model, p, b, k), has_aux=True)
@@ -87,10 +88,19 @@ class Trainer:
 
   def compiled(self):
     """(state, batch) -> (state, measurements); the state's buffers are reused."""
-    shardings = self.shardings()
-    step = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(self.mesh)))
+    step = self._jitted()
 
     def run(state, batch):
       with meshes.use(self.mesh):
         return step(state, batch)
     return run
+
+  def lower(self, batch):
+    """The step for a batch of ShapeDtypeStructs, lowered for the mesh's devices, which need not be there."""
+    shapes = jax.eval_shape(self._first, 0)
+    state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, self.shardings())
+    with meshes.use(self.mesh):
+      return self._jitted().lower(state, batch)
+
+  def _jitted(self):
+    return jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings(), meshes.replicated(self.mesh)))

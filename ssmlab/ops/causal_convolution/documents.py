@@ -11,6 +11,7 @@ channels, filters as long, 8 documents; 2 cores, November 2026).
 import jax
 import jax.numpy as jnp
 
+from ssmlab.core import mesh as meshes
 from ssmlab.ops.causal_convolution import direct, fourier
 
 _BASES = (8, 9, 10, 12, 15)          # sizes of base blocks: their multiples by 2^k have fast FFTs, and one of them is close above any length
@@ -33,7 +34,7 @@ def backward(u: jax.Array, h: jax.Array, document: jax.Array, dy: jax.Array) -> 
 
 def _by_row(f, *arrays):
   """f, on a CPU row by row of the batch: one row fits the cache, and XLA does not compute the sum of the levels anew for every reader."""
-  if jax.default_backend() != 'cpu':
+  if meshes.platform() != 'cpu':
     return f(*arrays)
   join = lambda x: x.reshape((-1,) + x.shape[2:])
   return jax.tree.map(join, jax.lax.map(lambda row: f(*(x[None] for x in row)), arrays))

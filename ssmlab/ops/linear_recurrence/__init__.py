@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ssmlab.core import mesh as meshes
 from ssmlab.ops import segments
 from ssmlab.ops.linear_recurrence.associative import associative
 from ssmlab.ops.linear_recurrence.chunked import chunked
@@ -92,7 +93,7 @@ def _chosen(time: int, tokens: dict) -> str:
   if time <= _SEQUENTIAL:
     return 'sequential'
   shared = tokens['q'].shape[2] < tokens['v'].shape[2] and tokens['a'] is None and not _by_channel(tokens['log_decay'])
-  return 'loop forward' if jax.default_backend() == 'cpu' and not shared else 'chunked'
+  return 'loop forward' if meshes.platform() == 'cpu' and not shared else 'chunked'
 
 
 def _by_channel(log_decay: jax.Array | None) -> bool:

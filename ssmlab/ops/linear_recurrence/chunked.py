@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ssmlab.core import mesh as meshes
 from ssmlab.ops.linear_recurrence.group import Documents, advance
 from ssmlab.ops.linear_recurrence.reference import Arrays
 
@@ -43,7 +44,7 @@ def _sizes(tokens: Arrays) -> tuple[int, int]:
   scalar - / 81 / 77 / 104 ms, vector 160 / 155 / 199 / -, with a and b 219 / 231 / 335 / - (busy); groups of 4 chunks gain nothing there.
   The sizes for accelerators are not measured.
   """
-  if jax.default_backend() != 'cpu':
+  if meshes.platform() != 'cpu':
     return 64, 8
   if tokens['a'] is not None:
     return 16, 1
