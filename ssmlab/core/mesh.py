@@ -1,7 +1,7 @@
 """The device mesh and the one table that maps axis names of arrays to mesh axes.  Meshes are built here only.
 
 Weights: `width` is split over `fsdp`, everything wider than the residual stream over `tensor`.
-Activations: `batch` over data and fsdp, `time` over sequence.
+Activations: `batch` over data and fsdp, `time` over sequence; where every device needs whole rows, their heads (`row_heads`) over sequence too.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ AXES = ('data', 'fsdp', 'tensor', 'sequence')
 RULES = {
     'width': 'fsdp', 'inner': 'tensor', 'hidden': 'tensor', 'heads': 'tensor', 'vocab': 'tensor',
     'head_dim': None, 'state': None, 'layer': None,
-    'batch': ('data', 'fsdp'), 'time': 'sequence',
+    'batch': ('data', 'fsdp'), 'time': 'sequence', 'row_heads': ('tensor', 'sequence'),
 }
 
 
@@ -55,7 +55,8 @@ def make(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
 def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], sizes: dict[str, int]) -> PartitionSpec:
   """PartitionSpec of one array from its axis names.
 
-  sizes: mesh axis -> number of shards.  An axis that its mesh axis does not divide, or whose mesh axis an earlier axis took, stays whole.
+  sizes: mesh axis -> number of shards.  Of several mesh axes an axis takes the first ones, as many as divide it; one that its mesh axis does not
+  divide, or whose mesh axis an earlier axis took, stays whole.
   Raises ValueError for a name without a rule.
   """
   taken, entries = set(), []
@@ -65,11 +66,10 @@ def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], sizes: dict[str, 
     rule = RULES[name] if name else None
     wanted = (rule,) if isinstance(rule, str) else (rule or ())
     use = tuple(a for a in wanted if sizes.get(a, 1) > 1 and a not in taken)
-    if not use or size % math.prod(sizes[a] for a in use):
-      entries.append(None)
-      continue
+    while size % math.prod(sizes[a] for a in use):
+      use = use[:-1]
     taken.update(use)
-    entries.append(use if len(use) > 1 else use[0])
+    entries.append(use if len(use) > 1 else next(iter(use), None))
   return PartitionSpec(*entries)
 
 

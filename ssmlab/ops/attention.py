@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmlab.ops import fused_attention, segments
+from ssmlab.ops import fused_attention, segments, sequence
 
 Slopes = tuple[float, ...] | None
 
@@ -55,14 +55,36 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True, win
       raise ValueError("attention: implementation='splash' has no slopes")
     return fused_attention.splash(q, k, v, **packed)
 
-  heads_first, rule = _heads_first(q, k, v), Rule(causal, window, slopes)
-  if window is not None and window < time:
-    y = _sliding(*heads_first, places, rule, max(window, _BLOCK))
-  elif causal:
-    y = _by_pieces(*heads_first, places, rule)
-  else:
-    y = _by_blocks(*heads_first, places, places, rule)
-  return _heads_last(y).astype(v.dtype)
+  rule = Rule(causal, window, slopes)
+  if sequence.parts(time) > 1:
+    return sequence.on_parts(lambda tokens, _: (_of_part(rule, *tokens).astype(v.dtype), ()), (q, k, v, places), ())[0]
+  return _row(rule, q, k, v, places).astype(v.dtype)
+
+
+def _row(rule: 'Rule', q, k, v, places: 'Places') -> jax.Array:
+  """`attend` of whole rows."""
+  heads_first = _heads_first(q, k, v)
+  if rule.window is not None and rule.window < q.shape[1]:
+    return _heads_last(_sliding(*heads_first, places, rule, max(rule.window, _BLOCK)))
+  if rule.causal:
+    return _heads_last(_by_pieces(*heads_first, places, rule))
+  return _heads_last(_by_blocks(*heads_first, places, places, rule))
+
+
+def _of_part(rule: 'Rule', q, k, v, places: 'Places') -> jax.Array:
+  """Where the mesh splits time: the queries of a part see the keys of all parts, or with a window those that it reaches."""
+  time = q.shape[1]
+  if rule.window is None:
+    return _heads_last(_by_blocks(*_heads_first(q, sequence.whole(k), sequence.whole(v)), places, tuple(map(sequence.whole, places)), rule))
+  index, run = places
+  reach, places = rule.window - 1, (index, run + 1)          # run 0: where there is no part
+  around = lambda x, after: sequence.halo(x, reach, after)
+  beside = lambda x: jnp.concatenate([around(x, False), x] + ([] if rule.causal else [around(x, True)]), axis=1)
+  k, v, columns = beside(k), beside(v), tuple(map(beside, places))
+  if time <= reach:
+    return _heads_last(_by_blocks(*_heads_first(q, k, v), places, columns, rule))
+  q = jnp.pad(q, ((0, 0), (reach, 0 if rule.causal else reach), (0, 0), (0, 0)))
+  return _row(rule, q, k, v, columns)[:, reach:reach + time]
 
 
 # Forward + backward against jax.nn.dot_product_attention over the whole, 4 heads of 64, float32, 2 cores CPU, busy, November 2026: 0.6 of the

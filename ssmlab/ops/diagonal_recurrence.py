@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmlab.core import mesh as meshes
-from ssmlab.ops import segments
+from ssmlab.ops import segments, sequence
 
 IMPLEMENTATIONS = ('auto', 'associative', 'blocked', 'sequential')
 _BLOCK = 256
@@ -63,8 +63,7 @@ def diagonal_recurrence(
   decay = tuple(_ranked(x, len(shape)) for x in decay)
   if segment_ids is not None:
     decay, write = _apply_segments(decay, write, segment_ids, reverse)
-  h = _run(_choose(implementation, shape[1]), reverse, decay, write, start)
-  last = tuple(x[:, 0 if reverse else -1] for x in h) if shape[1] else start
+  h, last = _over_parts(implementation, reverse, decay, write, start) if sequence.parts(shape[1]) > 1 else _run(implementation, reverse, decay, write, start)
   h = tuple(x.astype(out_dtype) for x in h)
   return (h, last) if isinstance(b, tuple) else (_join(h), _join(last))
 
@@ -138,13 +137,35 @@ def _conjugate(x: Numbers) -> Numbers:
   return x if len(x) == 1 else (x[0], -x[1])
 
 
-def _run(form: str, reverse: bool, a: Numbers, b: Numbers, initial: Numbers) -> Numbers:
+def _run(implementation: str, reverse: bool, a: Numbers, b: Numbers, initial: Numbers) -> tuple[Numbers, Numbers]:
+  """(h, last)."""
   time = b[0].shape[1]
   if not time:
-    return b
+    return b, initial
+  form = _choose(implementation, time)
   if form == 'sequential':
-    return _loop(reverse, a, b, initial)
-  return _scan(form, reverse, tuple(jnp.broadcast_to(x, (x.shape[0], time, *x.shape[2:])) for x in a), b, initial)
+    h = _loop(reverse, a, b, initial)
+  else:
+    h = _scan(form, reverse, tuple(jnp.broadcast_to(x, (x.shape[0], time, *x.shape[2:])) for x in a), b, initial)
+  return h, _last(h, reverse)
+
+
+def _last(h: Numbers, reverse: bool) -> Numbers:
+  return tuple(x[:, 0 if reverse else -1] for x in h)
+
+
+def _over_parts(implementation: str, reverse: bool, a: Numbers, b: Numbers, initial: Numbers) -> tuple[Numbers, Numbers]:
+  """`_run` where the mesh splits time: with h of a part from zero and the product of its decays, h + product * (what enters)."""
+  def part(tokens, initial):
+    a, b = tokens
+    nothing = tuple(jnp.zeros_like(x) for x in initial)
+    h, last = _run(implementation, reverse, a, b, nothing)
+    one = (jnp.ones_like(initial[0]), *nothing[1:])
+    reach, over = _run(implementation, reverse, a, tuple(jnp.zeros_like(x) for x in b), one)
+    _, start = sequence.entering(_combine, (over, last), (nothing, initial), reverse)
+    h = _add(h, _multiply(reach, tuple(x[:, None] for x in start)))
+    return h, _last(h, reverse)
+  return sequence.on_parts(part, (a, b), initial, reverse)
 
 
 # The loop takes slices of what lies in memory and puts results down where they belong: no copies with time first, forwards and backwards.

@@ -2,7 +2,7 @@
 
 Splash (jax.experimental.pallas.ops.tpu.splash_attention) knows documents and windows and keeps no scores.  cuDNN
 (jax.nn.dot_product_attention) is given documents and slopes as one array of scores per row, time x time, which the kernel then reads.
-Neither is split along time: on a mesh with sequence > 1 every device gets whole rows.  Neither has been run on its hardware yet: the tests run
+Neither is split along time: on a mesh with sequence > 1 every device gets whole rows of some heads.  Neither has been run on its hardware yet: the tests run
 splash in interpret mode, and let XLA answer what cuDNN is asked.
 """
 
@@ -94,6 +94,6 @@ def _on_mesh(local, q, k, v, *more) -> jax.Array:
   sizes = meshes.free_axes()
   if not sizes:
     return local(q, k, v, *more)
-  rows = meshes.spec(k.shape, ('batch', None, 'inner', None), sizes)                # fewer heads than q's, of which every group stays together
+  rows = meshes.spec(k.shape, ('batch', None, 'row_heads', None), sizes)                # fewer heads than q's, of which every group stays together
   specs = [PartitionSpec(rows[0]) if x.ndim > 1 else PartitionSpec(rows[2]) for x in more]
   return jax.shard_map(local, in_specs=(rows, rows, rows, *specs), out_specs=rows, check_vma=False)(q, k, v, *more)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ssmlab.core.mesh import constrain
 from ssmlab.ops import segments
 
 Arrays = dict[str, jax.Array]
@@ -51,7 +52,8 @@ def inner_descent(
   tokens = dict(q=q, k=k, target=target, rate=rate, factor=place_rate[place])
   if segment_ids is not None:
     tokens['rate'] = jnp.where(segments.real(segment_ids)[..., None], rate, 0)
-  tokens = {name: x.astype(dtype) for name, x in tokens.items()}
+  # A mini-batch begins with what the one before it has learned: every device takes whole rows of some heads.
+  tokens = {name: constrain(x.astype(dtype), *('batch', None, 'row_heads', None)[:x.ndim]) for name, x in tokens.items()}
   last_factor = place_rate[-1].astype(dtype)
   scale, shift = scale.astype(dtype), shift.astype(dtype)
 
@@ -69,7 +71,7 @@ def inner_descent(
       ends &= segments.real(segment_ids)
     starts = jnp.zeros_like(ends) if segment_ids is None else segments.starts(segment_ids)
     z, state = _by_token(step, state, tokens, starts, ends, min(size, time))
-  return z, {name: x - begin[name] for name, x in state.items()}
+  return constrain(z, 'batch', None, 'row_heads', None), {name: x - begin[name] for name, x in state.items()}
 
 
 def _read(state: Arrays, tokens: Arrays, scale, shift, eps, last_factor, ends) -> tuple[Arrays, jax.Array]:

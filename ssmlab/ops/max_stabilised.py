@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmlab.core import mesh as meshes
-from ssmlab.ops import segments
+from ssmlab.ops import segments, sequence
 
 IMPLEMENTATIONS = ('auto', 'associative', 'sequential')
 State = tuple[jax.Array, jax.Array, jax.Array]
@@ -55,7 +55,8 @@ def weighted_average(
     is_real, cut = segments.real(segment_ids)[..., None], segments.starts(segment_ids)[..., None]
   numerator, denominator, exponent = state
   start = jnp.where(denominator == 0, _EMPTY, exponent), numerator, denominator
-  wkv, (exponent, numerator, denominator) = _average(_choose(implementation, time), k, v, log_decay, bonus, start, is_real, cut)
+  run = _over_parts if sequence.parts(time) > 1 else _run
+  wkv, (exponent, numerator, denominator) = run(implementation, (k, v, is_real, cut), log_decay, bonus, start)
   state = numerator, denominator, jnp.where(denominator == 0, 0, exponent)
   return wkv.astype(out_dtype), state
 
@@ -64,6 +65,26 @@ def _choose(implementation: str, time: int) -> str:
   if implementation != 'auto':
     return implementation
   return 'sequential' if time <= 16 or meshes.platform() == 'cpu' else 'associative'
+
+
+def _run(implementation, tokens, log_decay, bonus, start):
+  k, v, *masks = tokens
+  return _average(_choose(implementation, k.shape[1]), k, v, log_decay, bonus, start, *masks)
+
+
+def _over_parts(implementation, tokens, log_decay, bonus, start):
+  """`_run` where the mesh splits time."""
+  def part(tokens, shared):
+    log_decay, bonus, start = shared
+    _, _, is_real, cut = tokens
+    nothing = jnp.full_like(start[0], _EMPTY), *(jnp.zeros_like(x) for x in start[1:])
+    _, sums = _run(implementation, tokens, log_decay, bonus, nothing)
+    stretch = lambda steps, cut: tuple(jnp.broadcast_to(x, (start[0].shape[0], 1)) for x in (steps, cut))
+    whole = stretch(jnp.sum(is_real, axis=1).astype(log_decay.dtype), jnp.any(cut, axis=1))
+    first = stretch(jnp.zeros((1, 1), log_decay.dtype), jnp.zeros((1, 1), bool))
+    before = sequence.entering(_join(log_decay), (*whole, *sums), (*first, *start))
+    return _run(implementation, tokens, log_decay, bonus, before[2:])
+  return sequence.on_parts(part, tokens, (log_decay, bonus, start))
 
 
 def _check_shapes(k, v, log_decay, bonus, initial, segment_ids) -> None:
@@ -195,7 +216,7 @@ def _average_backward(form, residuals, gradients):
     return written * (one * v + other) + d_bonus, written * one + direct, decayed, d_bonus
   tokens = (k, v, d_wkv, is_real, next_cut, *before)
   (d_k, d_v, decayed, d_bonus), first = _along(form, log_decay, stretch, gradient, tokens, (-last, d_numerator, d_denominator), reverse=True)
-  scale = jnp.exp(start[0] + first[0])
+  scale = jnp.where(cut[:, 0], 0, jnp.exp(start[0] + first[0]))
   d_one, d_other = scale * first[1], scale * first[2]
   d_start = start[1] * d_one + start[2] * d_other, d_one, d_other
   over_tokens = lambda x: jnp.sum(x, axis=(0, 1))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmlab.core import mesh as meshes
-from ssmlab.ops import segments
+from ssmlab.ops import segments, sequence
 from ssmlab.ops.diagonal_recurrence import diagonal_recurrence
 
 IMPLEMENTATIONS = ('auto', 'materialised', 'recomputed')
@@ -49,7 +49,8 @@ def selective_scan(
   if _choose(implementation, u.shape[1]) == 'materialised':
     h, last = diagonal_recurrence(jnp.exp(dt[..., None] * a), (dt * u)[..., None] * b[:, :, None], initial, segment_ids)
     return jnp.einsum('btns,bts->btn', h, c, precision='highest'), last
-  return _by_blocks(u, dt, a, b, c, initial, segment_ids)
+  masks = None if segment_ids is None else (segments.real(segment_ids)[..., None], segments.starts(segment_ids)[..., None])
+  return (_over_parts if sequence.parts(u.shape[1]) > 1 else _by_blocks)((u, dt, b, c, masks), a, initial)
 
 
 def _choose(implementation: str, length: int) -> str:
@@ -75,13 +76,26 @@ def _check_shapes(u, dt, a, b, c, initial, segment_ids) -> None:
       raise ValueError(f'{name} has shape {x.shape}; expected {axes} = {shape}')
 
 
-def _by_blocks(u, dt, a, b, c, initial, segment_ids):
+def _over_parts(tokens, a, initial):
+  """`_by_blocks` where the mesh splits time."""
+  compose = lambda earlier, later: (later[0] * earlier[0], later[0] * earlier[1] + later[1])
+
+  def part(tokens, shared):
+    a, initial = shared
+    dt, masks = tokens[1], tokens[4]
+    _, last = _by_blocks(tokens, a, jnp.zeros_like(initial))
+    over = jnp.exp(jnp.sum(dt if masks is None else jnp.where(masks[0], dt, 0), axis=1)[..., None] * a)
+    if masks is not None:
+      over = jnp.where(jnp.any(masks[1], axis=1)[..., None], 0, over)
+    _, start = sequence.entering(compose, (over, last), (jnp.zeros_like(initial), initial))
+    return _by_blocks(tokens, a, start)
+  return sequence.on_parts(part, tokens, (a, initial))
+
+
+def _by_blocks(tokens, a, initial):
   """Inside, the state is [batch, state, inner], so that the long axis is the contiguous one, and time comes first, in blocks."""
-  time, masks = u.shape[1], None
-  if segment_ids is not None:
-    masks = segments.real(segment_ids)[..., None], segments.starts(segment_ids)[..., None]
-  y, last = _walk(u, dt, b, c, masks, a.T, jnp.swapaxes(initial, 1, 2))
-  return jnp.moveaxis(y.reshape(-1, *y.shape[2:])[:time], 0, 1), jnp.swapaxes(last, 1, 2)
+  y, last = _walk(*tokens, a.T, jnp.swapaxes(initial, 1, 2))
+  return jnp.moveaxis(y.reshape(-1, *y.shape[2:])[:tokens[0].shape[1]], 0, 1), jnp.swapaxes(last, 1, 2)
 
 
 def _into_blocks(u, dt, b, c, masks):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ssmlab.core.mesh import constrain
 from ssmlab.ops import segments
 
 
@@ -53,10 +54,13 @@ def slstm_recurrence(
   is_real, cut = jnp.ones((batch, time), bool), jnp.zeros((batch, time), bool)
   if segment_ids is not None:
     is_real, cut = segments.real(segment_ids), segments.starts(segment_ids)
+  # Nothing of a part can be said without the one before it: every device takes whole rows of some heads.
+  gates, recurrent = constrain(gates, 'batch', None, None, 'row_heads', None), constrain(recurrent, 'row_heads', None, None, None)
+  is_real, cut = (constrain(mask, 'batch', None) for mask in (is_real, cut))
   time_first = lambda x: jnp.moveaxis(x, 1, 0)
   masks = tuple(time_first(mask)[..., None, None] for mask in (is_real, cut))
   h, state = _recurrence(exponential_forget, time_first(gates), recurrent.astype(dtype), start, masks)
-  return jnp.moveaxis(h, 0, 1).astype(gates.dtype), state
+  return constrain(jnp.moveaxis(h, 0, 1), 'batch', None, 'row_heads', None).astype(gates.dtype), state
 
 
 def _check_shapes(gates, recurrent, initial, segment_ids) -> None:

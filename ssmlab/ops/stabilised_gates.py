@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmlab.core import mesh as meshes
-from ssmlab.ops import segments
+from ssmlab.ops import segments, sequence
 
 IMPLEMENTATIONS = ('auto', 'associative', 'sequential')
 
@@ -51,10 +51,9 @@ def stabilised_gates(
     # A start sees m = 0 and padding m[t-1]: both are steps of the same form, with -inf for "never" in the semiring.
     shift = jnp.where(is_real, jnp.where(cut, -jnp.inf, log_forget), 0)
     floor = jnp.where(is_real, jnp.where(cut, jnp.maximum(log_forget, log_input), log_input), -jnp.inf)
-  m = _scan(_choose(implementation, time), shift, floor, initial)
-  before = jnp.where(cut, 0, jnp.concatenate([initial[:, None], m[:, :-1]], axis=1))
-  log_decay = jnp.where(is_real, _divided(log_forget, log_forget + before - m), 0)
-  return log_decay, _divided(log_input, log_input - m), m, m[:, -1]
+  (before, m), last = (_over_parts if sequence.parts(time) > 1 else _maxima)(implementation, shift, floor, initial)
+  log_decay = jnp.where(is_real, _divided(log_forget, log_forget + jnp.where(cut, 0, before) - m), 0)
+  return log_decay, _divided(log_input, log_input - m), m, last
 
 
 def _divided(log_gate: jax.Array, value: jax.Array) -> jax.Array:
@@ -81,9 +80,28 @@ def _check_shapes(log_forget, log_input, initial, segment_ids) -> None:
       raise ValueError(f'{name} has shape {x.shape}; expected {axes} = {shape}')
 
 
-def _scan(form: str, shift, floor, initial):
+def _join(left, right):
+  return left[0] + right[0], jnp.maximum(right[0] + left[1], right[1])
+
+
+def _over_parts(implementation: str, shift, floor, initial):
+  """`_maxima` where the mesh splits time."""
+  def part(tokens, initial):
+    last = _scan(implementation, *tokens, jnp.full_like(initial, -jnp.inf))[:, -1]
+    _, m = sequence.entering(_join, (jnp.sum(tokens[0], axis=1), last), (jnp.zeros_like(initial), initial))
+    return _maxima(implementation, *tokens, m)
+  return sequence.on_parts(part, (shift, floor), initial)
+
+
+def _maxima(implementation: str, shift, floor, initial):
+  """((m[t-1], m[t]) of every token, the last m)."""
+  m = _scan(implementation, shift, floor, initial)
+  return (jnp.concatenate([initial[:, None], m[:, :-1]], axis=1), m), m[:, -1]
+
+
+def _scan(implementation: str, shift, floor, initial):
   """m[t] = max(shift[t] + m[t-1], floor[t])."""
-  if form == 'sequential':
+  if _choose(implementation, shift.shape[1]) == 'sequential':
     def step(m, inputs):
       m = jnp.maximum(inputs[0] + m, inputs[1])
       return m, m
@@ -91,6 +109,5 @@ def _scan(form: str, shift, floor, initial):
       return step(initial, (shift[:, 0], floor[:, 0]))[0][:, None]
     time_first = jnp.moveaxis(shift, 1, 0), jnp.moveaxis(floor, 1, 0)
     return jnp.moveaxis(jax.lax.scan(step, initial, time_first)[1], 0, 1)
-  join = lambda left, right: (left[0] + right[0], jnp.maximum(right[0] + left[1], right[1]))
   floor = floor.at[:, 0].max(shift[:, 0] + initial)
-  return jax.lax.associative_scan(join, (shift, floor), axis=1)[1]
+  return jax.lax.associative_scan(_join, (shift, floor), axis=1)[1]

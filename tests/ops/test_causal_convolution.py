@@ -2,10 +2,6 @@
 
 import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +12,8 @@ from jax.test_util import check_grads
 from ssmlab.ops.causal_convolution import causal_convolution
 from ssmlab.ops.causal_convolution.fourier import fast_length
 from ssmlab.ops.causal_convolution.streaming import FORMS, init_stream, stream
+from tests.eight_devices import lines
 
-ROOT = pathlib.Path(__file__).parents[2]
 # Documents that begin inside, one of a single token; padding on the left, between documents, and on the right.
 IDS = np.array([[1] * 8 + [2] + [3] * 12, [0, 0] + [4] * 7 + [0] * 2 + [4] * 5 + [6] * 3 + [0] * 2], np.int32)
 
@@ -267,11 +263,7 @@ def test_stream_errors():
 
 
 def test_meshes_are_one_device():
-  environment = dict(os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=8', JAX_PLATFORMS='cpu', PYTHONPATH=str(ROOT))
-  script = ROOT / 'tests' / 'ops' / 'causal_convolution_sharded.py'
-  done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=600)
-  assert done.returncode == 0, done.stderr[-3000:]
-  cases = {row['name']: row for row in map(json.loads, done.stdout.splitlines())}
+  cases = {row['name']: row for row in map(json.loads, lines('ops/causal_convolution_sharded'))}
   assert len(cases) == 9
   for name, row in cases.items():
     assert max(row['differences']) < 1e-5, row

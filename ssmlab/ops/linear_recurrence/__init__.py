@@ -1,10 +1,12 @@
 """The matrix-state linear recurrence: one operator for RetNet, Mamba-2, mLSTM, GLA, HGRN2, RWKV-5/6/7, DeltaNet, Gated DeltaNet and KDA."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from ssmlab.core import mesh as meshes
-from ssmlab.ops import segments
+from ssmlab.ops import segments, sequence
 from ssmlab.ops.linear_recurrence.associative import associative
 from ssmlab.ops.linear_recurrence.chunked import chunked
 from ssmlab.ops.linear_recurrence.reference import sequential
@@ -72,16 +74,63 @@ def linear_recurrence(
     tokens = _silence_padding(tokens, segments.real(segment_ids)) | dict(starts=segments.starts(segment_ids))
   bonus = None if bonus is None else bonus.astype(dtype)
   initial = initial.astype(dtype)
-  form = _chosen(time, tokens) if implementation == 'auto' else implementation
-  if form != 'chunked' or a is not None or bonus is not None or _by_channel(log_decay):
-    tokens |= {name: jnp.repeat(tokens[name], heads // q.shape[2], axis=2) for name in 'qk'}
-  if form == 'chunked':
-    o, state = chunked(tokens, bonus, initial, chunk)
-  elif form == 'loop forward':
-    o, state = _loop_forward(tokens, bonus, initial)
-  else:
-    o, state = (sequential if form == 'sequential' else associative)(_wide(tokens, dtype), bonus, initial)
+  run = functools.partial(_run, implementation, chunk)
+  o, state = _over_parts(run, tokens, bonus, initial) if sequence.parts(time) > 1 else run(tokens, bonus, initial)
   return o.astype(out_dtype), state
+
+
+def _run(implementation: str, chunk: int | None, tokens: dict, bonus: jax.Array | None, initial: jax.Array) -> tuple[jax.Array, jax.Array]:
+  form = _chosen(tokens['q'].shape[1], tokens) if implementation == 'auto' else implementation
+  if form != 'chunked' or tokens['a'] is not None or bonus is not None or _by_channel(tokens['log_decay']):
+    tokens = _every_head(tokens)
+  if form == 'chunked':
+    return chunked(tokens, bonus, initial, chunk)
+  if form == 'loop forward':
+    return _loop_forward(tokens, bonus, initial)
+  return (sequential if form == 'sequential' else associative)(_wide(tokens, initial.dtype), bonus, initial)
+
+
+def _over_parts(run, tokens: dict, bonus: jax.Array | None, initial: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """`run` where the mesh splits time: o and state of a part from an empty state, and what the entering state adds, which is linear in it.
+
+  With the rank-one term, what a part makes of an entering state is a matrix, and what a token reads of it a row: the state and the o of
+  key more columns of values, which are zero and whose states begin as the identity.
+  """
+  def part(tokens, shared):
+    bonus, initial = shared
+    values, nothing = initial.shape[-1], jnp.zeros_like(initial)
+    if tokens['a'] is None:
+      reads, over = _decayed(tokens, bonus is not None, initial.dtype)
+      o, last = run(tokens, bonus, nothing)
+    else:
+      key = initial.shape[-2]
+      identity = jnp.broadcast_to(jnp.eye(key, dtype=initial.dtype), (*initial.shape[:2], key, key))
+      wider = tokens | dict(v=jnp.pad(tokens['v'], ((0, 0), (0, 0), (0, 0), (0, key))))
+      o, last = run(wider, bonus, jnp.concatenate([nothing, identity], axis=-1))
+      (o, reads), (last, over) = jnp.split(o, [values], axis=-1), jnp.split(last, [values], axis=-1)
+    move = (lambda x, y: x * y) if tokens['a'] is None else functools.partial(jnp.matmul, precision='highest')
+    compose = lambda earlier, later: (move(later[0], earlier[0]), move(later[0], earlier[1]) + later[1])
+    _, start = sequence.entering(compose, (over, last), (jnp.zeros_like(over), initial))
+    return o + jnp.einsum('bthk,bhkv->bthv', reads, start, precision='highest'), move(over, start) + last
+  return sequence.on_parts(part, tokens, (bonus, initial))
+
+
+def _decayed(tokens: dict, before: bool, dtype) -> tuple[jax.Array, jax.Array]:
+  """Without the rank-one term: q decayed from the beginning of the time on, [batch, time, heads, key], and the decay over all of it,
+  [batch, heads, key or 1, 1]; both 0 from where another document begins."""
+  q, log_decay = _every_head(tokens)['q'].astype(dtype), tokens['log_decay']
+  log_decay = jnp.zeros((1, 1, 1, 1), dtype) if log_decay is None else log_decay.astype(dtype)
+  total = jnp.broadcast_to(jnp.cumsum(log_decay, axis=1), (*q.shape[:3], log_decay.shape[-1]))
+  reads, over = q * jnp.exp(total - log_decay if before else total), jnp.exp(total[:, -1])[..., None]
+  if tokens['starts'] is None:
+    return reads, over
+  same = jnp.cumsum(tokens['starts'], axis=1) == 0
+  return jnp.where(same[..., None, None], reads, 0), jnp.where(same[:, -1, None, None, None], over, 0)
+
+
+def _every_head(tokens: dict) -> dict:
+  """With q and k of v's heads."""
+  return tokens | {name: jnp.repeat(tokens[name], tokens['v'].shape[2] // tokens[name].shape[2], axis=2) for name in 'qk'}
 
 
 def _wide(tokens: dict, dtype) -> dict:
