@@ -17,7 +17,7 @@ AXES = ('data', 'fsdp', 'tensor', 'sequence')
 RULES = {
     'width': 'fsdp', 'inner': 'tensor', 'hidden': 'tensor', 'heads': 'tensor', 'vocab': 'tensor',
     'head_dim': None, 'state': None, 'layer': None,
-    'batch': ('data', 'fsdp'), 'time': 'sequence', 'row_heads': ('tensor', 'sequence'),
+    'batch': ('data', 'fsdp'), 'copy': 'data', 'time': 'sequence', 'row_heads': ('tensor', 'sequence'),
 }
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmlab.core import inits
+from ssmlab.core.mesh import constrain
 from ssmlab.core.params import Param, vector
 from ssmlab.layers.channel import activation, drop
 from ssmlab.layers.norms import LayerNorm, RMSNorm
@@ -53,14 +54,23 @@ class Embedding:
 
     positions: int32 [batch, time], in each token's document; None: 0, 1, 2, ...  types: int32 [batch, time]; None: all 0.
     """
-    x = params['table'][tokens]
+    x = look_up(params['table'], tokens)
     if self.scale != 1.0:
       x = x * jnp.asarray(self.scale, x.dtype)
     if self.positions:
-      x = x + params['positions'][self.offset + (jnp.arange(tokens.shape[1]) if positions is None else positions)]
+      x = x + look_up(params['positions'], self.offset + (jnp.arange(tokens.shape[1])[None] if positions is None else positions))
     if self.types:
-      x = x + params['types'][0 if types is None else types]
+      x = x + (params['types'][0] if types is None else look_up(params['types'], types))
     return x if self.norm is None else self.norm.apply(params['norm'], x)
+
+
+def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+  """table[ids]: [ids, width], int32 [batch, time] -> [batch, time, width].
+
+  On a mesh every shard of the table looks up its part of the width for all rows that its copy of the model reads, so that the layout by rows is an
+  exchange of what was found; left to the compiler, every device gets all of it.
+  """
+  return constrain(table[constrain(ids, 'copy', 'time')], 'copy', 'time', 'width')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Run by test_sharding.py in a process with eight virtual devices: each mixer's training step on two meshes against one device.
 
-Prints 'NAME loss-difference gradient-difference' for every mixer.
+Prints 'NAME loss-difference gradient-difference gathers' for every mixer; gathers: places where a device gets an activation of whole rows.
 """
 
 import importlib
 import pkgutil
+import re
 import sys
 
 import jax
@@ -27,28 +28,34 @@ WRAPPED = {'bidirectional': Bidirectional(rglru.TINY), 'augmented': Augmented(rg
 
 
 def gradients(model, task, params, batch, mesh):
-  """(loss, gradient) of the batch on a mesh, as numpy."""
+  """((loss, gradient) of the batch on a mesh, as numpy, the compiled program's text)."""
   shardings = meshes.shardings(model.params(), mesh)
   params = jax.tree.map(jax.device_put, params, shardings)
   with meshes.use(mesh):
     loss = lambda p, b: task.loss(model, p, b, jax.random.key(0))[0] / b['targets'].size
-    return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss), out_shardings=(meshes.replicated(mesh), shardings))(params, place(batch, mesh)))
+    arguments = params, place(batch, mesh)
+    step = jax.jit(jax.value_and_grad(loss), out_shardings=(meshes.replicated(mesh), shardings)).lower(*arguments).compile()
+    return jax.tree.map(np.asarray, step(*arguments)), step.as_text()
 
 
 MESHES = dict(data=2, fsdp=2, tensor=2), dict(tensor=2, sequence=4)
 
 
-def compare(model, task, batch, floor: float = 0.0) -> tuple[float, float]:
-  """(loss, gradient): largest difference between eight devices and one, relative to the largest number of the array; none of the parameters is zero.
+def compare(model, task, batch, floor: float = 0.0) -> tuple[float, float, int]:
+  """(loss, gradient, gathers): largest difference between eight devices and one, relative to the largest number of the array; none of the parameters
+  is zero.
 
   floor: an array counts as at least so large, as a share of the largest one: a key bias, say, has no gradient but rounding.
   """
   params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), init(jax.random.key(0), model.params()))
-  one = gradients(model, task, params, batch, meshes.make(devices=jax.devices()[:1]))
+  one, _ = gradients(model, task, params, batch, meshes.make(devices=jax.devices()[:1]))
   least = floor * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[1])) + 1e-12
   relative = lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), least))
-  found = [jax.tree.map(relative, gradients(model, task, params, batch, meshes.make(meshes.MeshConfig(**sizes))), one) for sizes in MESHES]
-  return max(loss for loss, _ in found), max(max(jax.tree.leaves(gradient)) for _, gradient in found)
+  many, texts = zip(*(gradients(model, task, params, batch, meshes.make(meshes.MeshConfig(**sizes))) for sizes in MESHES))
+  found = [jax.tree.map(relative, numbers, one) for numbers in many]
+  rows, time = batch['tokens'].shape
+  gathers = len(re.findall(rf'= f32\[{rows},{time},[\d,]*\]\S* all-gather(?:-start)?\(', texts[-1]))
+  return max(loss for loss, _ in found), max(max(jax.tree.leaves(gradient)) for _, gradient in found), gathers
 
 
 def main(names):

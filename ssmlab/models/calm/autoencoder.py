@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ssmlab.core import dtypes, inits
 from ssmlab.core.params import Param, shapes, size
 from ssmlab.layers.channel import GatedMLP
+from ssmlab.layers.embedding import look_up
 from ssmlab.layers.linear import linear, linear_params
 from ssmlab.layers.norms import RMSNorm
 
@@ -86,12 +87,12 @@ class Autoencoder:
   # What it computes.
 
   def encode(self, params, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """tokens int32 [..., time], time a multiple of K -> (mean, log_std) float32 [..., time / K, latent]."""
+    """tokens int32 [batch, time], time a multiple of K -> (mean, log_std) float32 [batch, time / K, latent]."""
     if tokens.shape[-1] % self.chunk:
       raise ValueError(f'Autoencoder: {tokens.shape[-1]} tokens are not a multiple of chunk={self.chunk}')
     params, first = self._cast(params), self.encoder_layers // 2
     encoder = params['encoder']
-    x = params['embedding']['table'][tokens]
+    x = look_up(params['embedding']['table'], tokens)
     x = self._through(encoder['layers'], x, 0, first)
     x = linear(encoder['squeeze'], x.reshape(*tokens.shape[:-1], -1, self.chunk * self.width))
     x = self._through(encoder['layers'], x, first, self.encoder_layers)
