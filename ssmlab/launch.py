@@ -1,4 +1,4 @@
-"""The command line: launch, sample, eval, distill, bench.  `ssmlab` and `python -m ssmlab.launch` are the same program."""
+"""The command line: launch, sample, eval, plan, distill, bench.  `ssmlab` and `python -m ssmlab.launch` are the same program."""
 
 import argparse
 import dataclasses
@@ -18,14 +18,19 @@ USAGE = """usage: ssmlab COMMAND [--help] ...
   sample WORKDIR         continue a text with a trained or a published model
   eval WORKDIR           held-out loss, perplexity and bits per byte; how diverse the tokens of each layer are; BrierLM;
                          what temperatures cost a CALM
+  plan EXPERIMENT.py     memory, FLOPs, collectives and estimated time of a step on devices that are not there
   distill WORKDIR        long convolution filters turned into small recurrent states
   bench SUITE            speed and memory of the operators
 """
 
 
-def _launch_arguments(parser: argparse.ArgumentParser) -> None:
+def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('experiment', help='a Python file with config()')
   parser.add_argument('overrides', nargs='*', metavar='field=value', help='e.g. train.steps=100 model.pattern.0.head_dim=32')
+
+
+def _launch_arguments(parser: argparse.ArgumentParser) -> None:
+  _experiment_arguments(parser)
   parser.add_argument('--workdir', help='where everything goes; a run found there is continued (default: runs/NAME)')
   parser.add_argument('--quick', action='store_true', help='two steps on a tiny batch, to see that it runs')
   parser.add_argument('--sweep', action='store_true', help='every entry of sweep(), one after another, in WORKDIR/0, 1, ...')
@@ -55,6 +60,13 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--max-tokens', type=int, help='stop after about so many tokens')
   parser.add_argument('--tokenizer', help="for a published checkpoint: 'bytes', a tokenizer.json or an RWKV vocabulary")
   parser.add_argument('-o', '--output', help='write the numbers as JSON; diversity and draws, a table, as .json or .csv, diversity with a picture beside it, .png')
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+  _experiment_arguments(parser)
+  parser.add_argument('--topology', help='compile for a slice or a machine: v5e:16x16, v5p:4x4x4, h200:8 (default: virtual devices of this CPU)')
+  parser.add_argument('--devices', type=int, metavar='N', help='virtual devices of this CPU (default 1)')
+  parser.add_argument('-o', '--output', help='write the numbers as JSON')
 
 
 def _distill_arguments(parser: argparse.ArgumentParser) -> None:
@@ -309,6 +321,12 @@ def _draws(path: str, params, experiment, tokens: int):
   return temperature.draws(experiment.model, params, experiment.data.eval_batches('valid', tokens, 0, 1))
 
 
+def plan(args) -> None:
+  from ssmlab.train import plan
+  plan.chips.prepare(args.topology, args.devices)
+  sys.exit(not plan.run(resolve(load_experiment(args.experiment), args.overrides), args))
+
+
 def distill(args) -> None:
   from ssmlab.bench import table
   from ssmlab.core import mesh as meshes
@@ -339,7 +357,7 @@ def bench(args) -> None:
 
 
 COMMANDS = {'launch': (launch, _launch_arguments), 'sample': (sample, _sample_arguments),
-            'eval': (evaluate, _eval_arguments), 'distill': (distill, _distill_arguments), 'bench': (bench, _bench_arguments)}
+            'eval': (evaluate, _eval_arguments), 'plan': (plan, _plan_arguments), 'distill': (distill, _distill_arguments), 'bench': (bench, _bench_arguments)}
 
 
 def main(argv: list[str] | None = None) -> None:

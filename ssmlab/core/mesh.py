@@ -10,6 +10,8 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
@@ -49,7 +51,19 @@ class MeshConfig:
 def make(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
   """A mesh over `devices` (default: all) with the four axes, in Auto mode: the compiler places what is not constrained."""
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh(config.sizes(len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  shape, types = config.sizes(len(devices)), (AxisType.Auto,) * len(AXES)
+  try:
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+  except (NotImplementedError, AssertionError):
+    return Mesh(_laid_out(shape, devices), AXES, axis_types=types)
+
+
+def _laid_out(shape: tuple[int, ...], devices) -> np.ndarray:
+  """Devices of a TPU slice whose torus jax.make_mesh does not map to `shape`: its axes split, and in order of their ids where a chip is two devices."""
+  try:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  except (NotImplementedError, AssertionError):
+    return np.array(devices).reshape(shape)
 
 
 def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], sizes: dict[str, int]) -> PartitionSpec:

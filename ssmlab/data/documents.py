@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from ssmlab.data.corpus import Corpus
@@ -61,6 +62,11 @@ class Documents(Data):
     super().check(vocab)
     if self.separator >= vocab:
       raise ValueError(f'model.vocab is {vocab}, but data.separator is {self.separator}')
+
+  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """As for Data."""
+    arrays = super().shapes()
+    return arrays | dict(words=arrays['tokens'])
 
   def train_batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """As for Data: the batch of a step depends on the config and the step alone."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import grain
+import jax
 import numpy as np
 
 from ssmlab.data import corpus
@@ -59,6 +60,11 @@ class Data:
     needed, what = (self.tokenizer.vocab, self.tokenizer) if largest is None else (max(largest, self.end) + 1, self.source)
     if needed > vocab:
       raise ValueError(f'model.vocab is {vocab}, but {what} needs at least {needed}')
+
+  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch over all hosts, without reading any data."""
+    row = jax.ShapeDtypeStruct((self.batch_size, self.length), np.int32)
+    return dict(tokens=row, targets=row, segment_ids=row)
 
   def train_batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """Batches for steps start_step, start_step + 1, ... without end; on host i of n, rows i/n to (i+1)/n of each.

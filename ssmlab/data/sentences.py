@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from ssmlab.data import files
@@ -110,6 +111,11 @@ class Sentences(Data):
     super().__post_init__()
     if not isinstance(self.source, Table) or self.pack:
       raise ValueError(f'Sentences: source={self.source!r} must be a Table, and pack={self.pack} must be False')
+
+  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """As for Data."""
+    row = super().shapes()['tokens']
+    return dict(tokens=row, segment_ids=row, types=row, labels=jax.ShapeDtypeStruct((self.batch_size,), np.float32))
 
   def train_batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """As for Data: the batch of a step depends on the config and the step alone."""

@@ -59,6 +59,11 @@ class Experiment:
 
   def check(self, devices: int) -> None:
     """Raises UserError for what no part can see alone: batch against mesh and micro-batches, vocabulary against tokenizer."""
+    self.check_shapes(devices)
+    self.data.check(self.model.vocab)
+
+  def check_shapes(self, devices: int) -> None:
+    """What of `check` needs no file: a plan is made where the data are not."""
     data, fsdp, _, sequence = self.mesh.sizes(devices)
     shards = data * fsdp * self.train.accumulate
     if self.data.batch_size % shards:
@@ -66,7 +71,6 @@ class Experiment:
                       f'(mesh.data {data} x mesh.fsdp {fsdp} x train.accumulate {self.train.accumulate})')
     if self.data.length % sequence:
       raise UserError(f'data.length={self.data.length} is not a multiple of mesh.sequence={sequence}')
-    self.data.check(self.model.vocab)
     chunk = getattr(self.model, 'chunk', 1)
     if self.data.length % chunk:
       raise UserError(f'data.length={self.data.length} is not a multiple of {chunk}, the tokens in a chunk of {type(self.model).__name__}')

@@ -95,12 +95,16 @@ class Trainer:
         return step(state, batch)
     return run
 
+  def shapes(self) -> TrainState:
+    """The state's shapes and types."""
+    return jax.eval_shape(self._first, 0)
+
   def lower(self, batch):
     """The step for a batch of ShapeDtypeStructs, lowered for the mesh's devices, which need not be there."""
-    shapes = jax.eval_shape(self._first, 0)
-    state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, self.shardings())
+    state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), self.shapes(), self.shardings())
+    step = self._jitted()                                    # outside: initialisers compute a few numbers, which described devices cannot
     with meshes.use(self.mesh):
-      return self._jitted().lower(state, batch)
+      return step.lower(state, batch)
 
   def _jitted(self):
     return jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings(), meshes.replicated(self.mesh)))
