@@ -63,7 +63,7 @@ class Autoencode:
   def _cross_entropy(self, model, params, z, targets) -> dict[str, jax.Array]:
     """Of z [batch, chunks, latent]; the largest logits never stand in memory whole."""
     x = model.expand(params, z).reshape(*targets.shape, model.width)
-    return cross_entropy(lambda h: model.logits(params, h), x, targets, model.vocab, self.piece)
+    return cross_entropy(model.logits, params, x, targets, model.vocab, self.piece)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,7 @@ class MaskedLM:
     tokens, places, targets = self.hide(batch, draw, ratio, self.ids or model.vocab)
     x, _ = model.hidden(params, tokens, None, batch['segment_ids'], key=dropout)
     x = jnp.take_along_axis(x, places[..., None], axis=1)                     # the head is computed on these only
-    sums = cross_entropy(lambda h: model.logits(params, h), x, targets, model.vocab, self.piece)
+    sums = cross_entropy(model.logits, params, x, targets, model.vocab, self.piece)
     read = jnp.sum(batch['segment_ids'] != 0).astype(sums['count'].dtype)
     return sums['nats'], (sums['count'], dict(loss=sums['nats'], accuracy=sums['hits'], tokens=read))
 

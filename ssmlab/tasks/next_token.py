@@ -2,21 +2,50 @@
 
 import dataclasses
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
+from jax.sharding import PartitionSpec
 
-LOGITS_AT_ONCE = 2 ** 24                                     # entries: 64 MiB in float32
+from ssmlab.core import mesh as meshes
+
+LOGITS_AT_ONCE = 2 ** 24                                     # entries on a device: 64 MiB in float32
 
 
-def cross_entropy(head, x: jax.Array, targets: jax.Array, vocab: int, piece: int = 0) -> dict[str, jax.Array]:
+def cross_entropy(logits, params, x: jax.Array, targets: jax.Array, vocab: int, piece: int = 0) -> dict[str, jax.Array]:
   """Sums over the positions that have a target: nats, squared log-partition, squared largest logit, its hits, and their count.
 
-  head: function [batch, piece, width] -> float32 logits [batch, piece, vocab].
+  logits: function (params, [batch, piece, width]) -> float32 [batch, piece, vocab].
   x: [batch, time, width].  targets: int32 [batch, time], negative where there is none.
-  piece: positions of each row per piece; 0 chooses one that keeps the logits under 64 MiB.  The backward pass recomputes each piece.
+  piece: positions of each row per piece; 0 chooses one that keeps a device's logits under 64 MiB.  The backward pass recomputes each piece.
+
+  On a mesh every device goes through its own rows and times: the weights that `logits` reads are gathered once before, and their gradient is
+  added up once after.  Left to the compiler, both would happen in every piece.
   """
+  sizes = meshes.free_axes()
+  split = meshes.spec(targets.shape, ('batch', 'time'), sizes)
+  axes = tuple(axis for entry in split for axis in ((entry,) if isinstance(entry, str) else entry or ()))
+  rows, times = (size // math.prod(sizes[axis] for axis in axes if axis in meshes.RULES[name]) for size, name in zip(targets.shape, ('batch', 'time')))
+  piece = min(piece or max(LOGITS_AT_ONCE // (rows * vocab), 1), times)
+  if not axes:
+    return _in_pieces(lambda h: logits(params, h), x, targets, piece)
+  leaves, tree = jax.tree.flatten(params)
+  made = jax.make_jaxpr(logits)(params, x[:, :1]).jaxpr
+  read = {variable for equation in made.eqns for variable in equation.invars if not isinstance(variable, Literal)}
+  weights = [leaf if variable in read else None for leaf, variable in zip(leaves, made.invars)]
+
+  def local(weights, x, targets):
+    weights = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to='varying'), weights)
+    return jax.lax.psum(_in_pieces(lambda h: logits(jax.tree.unflatten(tree, weights), h), x, targets, piece, axes), axes)
+  whole = PartitionSpec()
+  return jax.shard_map(local, in_specs=(whole, PartitionSpec(*split, None), split), out_specs=whole, axis_names=set(axes))(weights, x, targets)
+
+
+def _in_pieces(head, x: jax.Array, targets: jax.Array, piece: int, axes: tuple[str, ...] = ()) -> dict[str, jax.Array]:
+  """The sums over the rows and times of one device; axes: of the mesh, along which they differ."""
   batch, time, width = x.shape
-  piece = min(piece or max(LOGITS_AT_ONCE // (batch * vocab), 1), time)
   pieces = -(-time // piece)
   fill = pieces * piece - time
   x = jnp.pad(x, ((0, 0), (0, fill), (0, 0))).reshape(batch, pieces, piece, width).swapaxes(0, 1)
@@ -35,6 +64,7 @@ def cross_entropy(head, x: jax.Array, targets: jax.Array, vocab: int, piece: int
     return one(x[0], targets[0])
   add = lambda total, xs: (jax.tree.map(jnp.add, total, jax.checkpoint(one)(*xs)), None)
   start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, x[0], targets[0]))
+  start = jax.lax.pcast(start, axes, to='varying') if axes else start
   return jax.lax.scan(add, start, (x, targets))[0]
 
 
@@ -57,6 +87,6 @@ class NextToken:
     batch: tokens, targets (negative: none), segment_ids, each int32 [batch, time].  key: unused here.
     """
     x, _ = model.hidden(params, batch['tokens'], segment_ids=batch['segment_ids'])
-    sums = cross_entropy(lambda h: model.logits(params, h), x, batch['targets'], model.vocab, self.piece)
+    sums = cross_entropy(model.logits, params, x, batch['targets'], model.vocab, self.piece)
     total = sums['nats'] + self.z_loss * sums['partition'] + 0.5 * self.max_logit * sums['largest']
     return total, (sums['count'], dict(loss=sums['nats'], accuracy=sums['hits']))
