@@ -1,12 +1,11 @@
 """What a compiled program does, read from its text: how often each instruction runs, its collectives, the bytes that it moves.
 
 XLA's own cost analysis counts the body of a loop once; here it counts as often as the loop runs.  Where that cannot be read from the text, the
-body counts once and what is in it is marked `at_least`.
+body counts once and what is in it is marked `at_least`.  Of the branches of a choice the one that moves most counts.
 """
 
 import collections
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -58,10 +57,14 @@ class Collective:
 
 
 class Program:
-  """The text of a compiled program for `mesh`, taken apart."""
+  """The text of a compiled program for `mesh`, taken apart.
 
-  def __init__(self, text: str, mesh):
-    self.mesh, self.computations, self.entry = mesh, *_computations(text)
+  on_chip: arrays in another memory space than the first are not in the device's main memory, as XLA:TPU writes it.
+  times: how often each computation that is not fused runs.
+  """
+
+  def __init__(self, text: str, mesh, on_chip: bool):
+    self.mesh, self.on_chip, (self.computations, self.entry) = mesh, on_chip, _computations(text)
     self.times, self._unknown = collections.Counter(), set()
     self._visit(self.entry, 1, False)
 
@@ -73,9 +76,12 @@ class Program:
         trips = self._trips(name, instruction)
         for body in instruction.called('body'):
           self._visit(body, count * (1 if trips is None else trips), unknown or trips is None)
-      elif instruction.kind in ('call', 'conditional', 'async-start'):
-        for body in instruction.called('to_apply', 'calls', 'true_computation', 'false_computation', 'branch_computations'):
+      elif instruction.kind in ('call', 'async-start'):
+        for body in instruction.called('to_apply', 'calls'):
           self._visit(body, count, unknown)
+      elif instruction.kind == 'conditional':
+        branches = instruction.called('true_computation', 'false_computation', 'branch_computations')
+        self._visit(max(branches, key=lambda name: sum(self._moved(name, i) for i in self.computations[name].values())), count, unknown)
 
   def _trips(self, name: str, loop: Instruction) -> int | None:
     """Turns of a loop: as annotated, else from a condition `i < constant` (or through a fusion) whose i starts and grows by constants."""
@@ -138,7 +144,7 @@ class Program:
   def collectives(self) -> list[Collective]:
     """Every kind, group and size, with its count in a step; the largest senders first.
 
-    One that the compiler has spread over several fusions (start, work in between, done), all of one channel, counts once.
+    One that XLA:TPU has spread over a chain of fusions (start, work in between, done), which may pass through a loop, counts where it starts.
     """
     found = collections.Counter()
     for name, count in self.times.items():
@@ -147,19 +153,13 @@ class Program:
     return sorted((Collective(*key[:4], count, key[4]) for key, count in found.items()), key=Collective.sent, reverse=True)
 
   def _of(self, computation: str) -> list[tuple[str, str, int, int]]:
-    seen, found = set(), []
+    found = []
     for outer in self.computations[computation].values():
-      inside = self._fused(outer) if outer.kind == 'fusion' else [outer]
-      for instruction in inside:
-        kind = instruction.kind.removesuffix('-start')
-        if kind not in KINDS:
+      for instruction in self._fused(outer) if outer.kind == 'fusion' else [outer]:
+        kind, shape = instruction.kind.removesuffix('-start'), instruction.shape
+        if kind not in KINDS or 'chain_id=' in instruction.rest and not outer.name.startswith('async-collective-start'):
           continue
-        channel = re.search(r'channel_id=(\d+)', instruction.rest)
-        if channel and (kind, channel.group(1)) in seen:
-          continue
-        seen.add((kind, channel and channel.group(1)))
-        shape = instruction.shape
-        if kind == 'all-reduce' and outer.name.startswith('all-reduce-scatter'):
+        if kind == 'all-reduce' and any(name.startswith('all-reduce-scatter') for name in outer.called('calls')):
           kind, shape = 'reduce-scatter', outer.shape           # XLA:TPU's form of it: each device keeps its part of the sum
         axes, size = self._group(instruction.rest)
         if size > 1:
@@ -171,10 +171,6 @@ class Program:
       for instruction in self.computations[name].values():
         yield from self._fused(instruction) if instruction.kind == 'fusion' else (instruction,)
 
-  @functools.lru_cache(maxsize=None)
-  def _places(self) -> np.ndarray:
-    return np.arange(self.mesh.size).reshape(self.mesh.devices.shape)
-
   def _group(self, rest: str) -> tuple[str, int]:
     """(mesh axes that the first group spans, its size).  Devices are numbered in the order of the mesh."""
     group = _first_group(rest, self.mesh.size)
@@ -184,25 +180,27 @@ class Program:
 
   # Memory traffic.
 
-  def traffic(self, on_chip: bool) -> float:
-    """Bytes that a step reads from and writes to a device's memory: operands and results of everything that is not fused.
+  def traffic(self) -> float:
+    """Bytes that a step reads from and writes to a device's main memory: operands and results of everything that is not fused.
 
-    Slices and updates in place count what they touch.  on_chip: arrays in another memory space than the first, as XLA:TPU places them, are free.
-    An estimate: caches are not known, nor padding.
+    Slices and updates in place count what they touch.  An estimate: neither caches nor padding are known.
     """
-    return sum(count * sum(self._moved(name, instruction, on_chip) for instruction in self.computations[name].values())
-               for name, count in self.times.items())
+    return sum(count * sum(self._moved(name, instruction) for instruction in self.computations[name].values()) for name, count in self.times.items())
 
-  def _moved(self, computation: str, instruction: Instruction, on_chip: bool) -> float:
-    size = lambda shape: _bytes(shape, on_chip)
+  def _size(self, shape: str) -> float:
+    return sum(count for count, layout in _arrays(shape) if not (self.on_chip and re.search(r'S\([1-9]', layout)))
+
+  def _moved(self, computation: str, instruction: Instruction) -> float:
+    size, kind = self._size, instruction.kind
     operands = [self.computations[computation][name] for name in instruction.operands if name in self.computations[computation]]
-    kind = instruction.kind
     if kind in FREE or kind in ('while', 'call', 'conditional') or kind.endswith(('-done', '-update')):
       return 0
     if kind == 'fusion':
-      return self._fusion_moved(instruction, operands, size)
+      return self._fusion_moved(instruction, operands)
     if kind.endswith('-start'):                              # its shape names operands, results and flags
-      return 2 * sum(size(o.shape) for o in operands)
+      whole = max((count for count, _ in _arrays(operands[0].shape)), default=0.0)
+      taken = min(whole, _result(instruction.shape, 'slice-start')) if kind == 'slice-start' else whole
+      return taken * (1 + (not self.on_chip)) if size(operands[0].shape) else taken
     if kind in ('dynamic-slice', 'slice', 'gather'):
       return 2 * size(instruction.shape)
     if kind == 'dynamic-update-slice':
@@ -211,8 +209,8 @@ class Program:
       return 3 * size(operands[-1].shape)
     return size(instruction.shape) + sum(size(o.shape) for o in operands)
 
-  def _fusion_moved(self, fusion: Instruction, operands: list[Instruction], size) -> float:
-    body = self.computations[fusion.called('calls')[0]]
+  def _fusion_moved(self, fusion: Instruction, operands: list[Instruction]) -> float:
+    size, body = self._size, self.computations[fusion.called('calls')[0]]
     users = collections.defaultdict(list)
     for instruction in body.values():
       for name in instruction.operands:
@@ -292,19 +290,20 @@ def _arrays(shape: str) -> Iterator[tuple[float, str]]:
     yield math.prod(int(n) for n in dims.split(',') if n) * bits / 8, layout
 
 
-def _bytes(shape: str, on_chip: bool) -> float:
-  return sum(count for count, layout in _arrays(shape) if not (on_chip and re.search(r'S\([1-9]', layout)))
-
-
 def _result(shape: str, kind: str) -> int:
-  """Bytes of a collective's result; of one that is only started, whose shape holds operand and result, the result's: the larger half."""
-  sizes = [count for count, _ in _arrays(shape)]
-  if not kind.endswith('-start') or not shape.startswith('('):
-    return int(sum(sizes))
-  if kind == 'all-reduce-start':
-    return int(sum(sizes))                                   # its shape is the result's alone
-  inner = re.findall(r'\(([^()]*(?:\([^()]*\)[^()]*)*)\)', shape[1:-1])
-  return int(max(sizes) if not inner else max(_bytes(part, False) for part in inner))
+  """Bytes of a collective's result; of one that is only started, whose shape is (operands, results, flags), of its second part."""
+  if kind.endswith('-start') and kind != 'all-reduce-start' and shape.startswith('('):
+    shape = _parts(shape[1:-1])[1]
+  return int(sum(count for count, _ in _arrays(shape)))
+
+
+def _parts(shapes: str) -> list[str]:
+  """The shapes in a list of them; commas in brackets do not part."""
+  parts, depth = [''], 0
+  for sign in shapes:
+    depth += {'(': 1, '[': 1, '{': 1, ')': -1, ']': -1, '}': -1}.get(sign, 0)
+    parts = [*parts, ''] if sign == ',' and not depth else [*parts[:-1], parts[-1] + sign]
+  return parts
 
 
 def _first_group(rest: str, devices: int) -> list[int]:

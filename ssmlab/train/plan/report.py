@@ -83,10 +83,11 @@ def plan(experiment, chip: Chip | None, devices) -> Plan:
       raise
     return Plan(**known, memory=dict(total=needed), traffic=None, collectives=None)
   text, stats = step.as_text(), step.memory_analysis()
-  program = Program(text, mesh)
+  if 'SSMLAB_HLO' in __import__('os').environ: open(__import__('os').environ['SSMLAB_HLO'], 'w').write(text)
+  program = Program(text, mesh, on_chip=devices[0].platform == 'tpu')
   memory = dict(arguments=stats.argument_size_in_bytes, temporaries=stats.temp_size_in_bytes,
                 outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes, program=stats.generated_code_size_in_bytes)
-  return Plan(**known, memory=memory | dict(total=sum(memory.values())), traffic=program.traffic(on_chip=devices[0].platform == 'tpu'),
+  return Plan(**known, memory=memory | dict(total=sum(memory.values())), traffic=program.traffic(),
               collectives=tuple(program.collectives()))
 
 
