@@ -24,13 +24,9 @@ USAGE = """usage: ssmlab COMMAND [--help] ...
 """
 
 
-def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
+def _launch_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('experiment', help='a Python file with config()')
   parser.add_argument('overrides', nargs='*', metavar='field=value', help='e.g. train.steps=100 model.pattern.0.head_dim=32')
-
-
-def _launch_arguments(parser: argparse.ArgumentParser) -> None:
-  _experiment_arguments(parser)
   parser.add_argument('--workdir', help='where everything goes; a run found there is continued (default: runs/NAME)')
   parser.add_argument('--quick', action='store_true', help='two steps on a tiny batch, to see that it runs')
   parser.add_argument('--sweep', action='store_true', help='every entry of sweep(), one after another, in WORKDIR/0, 1, ...')
@@ -63,10 +59,8 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-  _experiment_arguments(parser)
-  parser.add_argument('--topology', help='compile for a slice or a machine: v5e:16x16, v5p:4x4x4, h200:8 (default: virtual devices of this CPU)')
-  parser.add_argument('--devices', type=int, metavar='N', help='virtual devices of this CPU (default 1)')
-  parser.add_argument('-o', '--output', help='write the numbers as JSON')
+  from ssmlab.train.plan import arguments
+  arguments(parser)
 
 
 def _distill_arguments(parser: argparse.ArgumentParser) -> None:

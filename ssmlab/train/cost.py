@@ -7,6 +7,7 @@ from ssmlab.core import mesh as meshes
 from ssmlab.core.config import dump
 from ssmlab.core.params import size
 from ssmlab.models.calm import CALM, cost
+from ssmlab.tasks.next_token import LOGITS_AT_ONCE
 
 
 def describe(experiment) -> str:
@@ -24,8 +25,7 @@ def costs(experiment) -> list[tuple[str, str]]:
   ends = size(declared['embedding']) + size(declared.get('head', {}))
   forward = model.flops(data.length)
   sizes = dict(zip(meshes.AXES, experiment.mesh.sizes(jax.device_count())))
-  per_device = sum(int(np.prod(_shard(p, sizes))) for p in jax.tree.leaves(declared, is_leaf=lambda x: hasattr(x, 'axes')))
-  activations = _activation_bytes(experiment, sizes)
+  activations = activation_bytes(experiment, sizes)
   state = [model.state_bytes(length) for length in (data.length, 16 * data.length)]
   carried = f'{state[0]:,} bytes after {data.length} tokens, {state[1]:,} after {16 * data.length}' if state[0] is not None else 'none: it reads both ways'
   both = cost.report(model, data.length, tokens) if isinstance(model, CALM) else []
@@ -36,9 +36,14 @@ def costs(experiment) -> list[tuple[str, str]]:
       ('FLOPs of the run', f'{3 * forward * tokens:.3e}'),
       *((f'CALM: {what}', f'{flops:.3e} FLOPs') for what, flops in both),
       ('state per sequence', carried),
-      ('memory per device', f'{_size(16 * per_device)} parameters, gradient and Adam (16 bytes each, float32), about {_size(activations)} activations'),
+      ('memory per device', f'{_size(16 * on_one_device(declared, sizes))} parameters, gradient and Adam (16 bytes each, float32), about {_size(activations)} activations'),
       ('mesh', ' x '.join(f'{name} {n}' for name, n in sizes.items())),
   ]
+
+
+def on_one_device(declared, sizes: dict[str, int]) -> int:
+  """Entries of a declaration tree that one device of a mesh holds."""
+  return sum(int(np.prod(_shard(p, sizes))) for p in jax.tree.leaves(declared, is_leaf=lambda x: hasattr(x, 'axes')))
 
 
 def _shard(param, sizes) -> list[int]:
@@ -47,7 +52,7 @@ def _shard(param, sizes) -> list[int]:
   return [n // whole(axis) for n, axis in zip(param.shape, (*parts, *(None,) * len(param.shape)))]
 
 
-def _activation_bytes(experiment, sizes) -> int:
+def activation_bytes(experiment, sizes) -> int:
   """What the backward pass keeps: the residual stream at every block with remat='block', else about a block's inner widths of it too."""
   model, data = experiment.model, experiment.data
   tokens = data.batch_size * data.length // (sizes['data'] * sizes['fsdp'] * sizes['sequence'] * experiment.train.accumulate)
@@ -57,7 +62,7 @@ def _activation_bytes(experiment, sizes) -> int:
   block = max(sum(p.size // model.width for p in jax.tree.leaves(model._block_params(b), is_leaf=lambda x: hasattr(x, 'axes')) if len(p.shape) > 1)
               for b in model.blocks)
   kept = model.depth * model.width + block if model.remat == 'block' else model.depth * (model.width + block)
-  return tokens * (itemsize * kept + 4 * min(model.vocab, 2 ** 24 // max(data.batch_size, 1)))
+  return tokens * itemsize * kept + 4 * min(tokens * model.vocab, LOGITS_AT_ONCE)
 
 
 def _size(count: float) -> str:

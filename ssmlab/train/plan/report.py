@@ -72,23 +72,29 @@ def compiled(experiment, mesh):
 def plan(experiment, chip: Chip | None, devices) -> Plan:
   """Compiles the step of an experiment for these devices and reads it."""
   mesh = meshes.make(experiment.mesh, devices)
-  model, tokens = experiment.model, experiment.data.batch_size * experiment.data.length
-  forward = model.flops(experiment.data.length) * tokens / mesh.size
-  known = dict(parameters=size(model.params()), tokens=tokens, mesh=dict(mesh.shape), chip=chip, held=held(experiment, mesh), useful=3 * forward,
-               flops=(4 if getattr(model, 'remat', '') == 'block' else 3) * forward)
   try:
-    step = compiled(experiment, mesh)
+    return read(experiment, chip, mesh, compiled(experiment, mesh))
   except jax.errors.JaxRuntimeError as error:
     if (needed := _refused(str(error))) is None:
       raise
-    return Plan(**known, memory=dict(total=needed), traffic=None, collectives=None)
-  text, stats = step.as_text(), step.memory_analysis()
-  if 'SSMLAB_HLO' in __import__('os').environ: open(__import__('os').environ['SSMLAB_HLO'], 'w').write(text)
-  program = Program(text, mesh, on_chip=devices[0].platform == 'tpu')
+    return Plan(**_known(experiment, chip, mesh), memory=dict(total=needed), traffic=None, collectives=None)
+
+
+def read(experiment, chip: Chip | None, mesh, step) -> Plan:
+  """What a compiled step says."""
+  stats, program = step.memory_analysis(), Program(step.as_text(), mesh, on_chip=mesh.devices.flat[0].platform == 'tpu')
   memory = dict(arguments=stats.argument_size_in_bytes, temporaries=stats.temp_size_in_bytes,
                 outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes, program=stats.generated_code_size_in_bytes)
-  return Plan(**known, memory=memory | dict(total=sum(memory.values())), traffic=program.traffic(),
+  return Plan(**_known(experiment, chip, mesh), memory=memory | dict(total=sum(memory.values())), traffic=program.traffic(),
               collectives=tuple(program.collectives()))
+
+
+def _known(experiment, chip: Chip | None, mesh) -> dict[str, Any]:
+  """The part of a plan that needs no compiler."""
+  model, tokens = experiment.model, experiment.data.batch_size * experiment.data.length
+  forward = model.flops(experiment.data.length) * tokens / mesh.size
+  return dict(parameters=size(model.params()), tokens=tokens, mesh=dict(mesh.shape), chip=chip, held=held(experiment, mesh), useful=3 * forward,
+              flops=(4 if getattr(model, 'remat', '') == 'block' else 3) * forward)
 
 
 def held(experiment, mesh) -> dict[str, int]:
@@ -134,15 +140,15 @@ def table(plan: Plan, advice: list[str]) -> list[tuple[str, str]]:
 
 
 def _collectives(moves: tuple[Collective, ...]) -> list[tuple[str, str]]:
-  """The collectives by kind and axes, the largest of each kind spelt out."""
+  """The collectives by kind and axes, those that send most spelt out."""
   groups: dict[tuple[str, str, int], list[Collective]] = {}
   for move in moves:
     groups.setdefault((move.kind, move.axes, move.size), []).append(move)
-  rows = []
-  for (kind, axes, among), group in groups.items():
+  rows, sent = [], lambda group: sum(move.sent() for move in group)
+  for (kind, axes, among), group in sorted(groups.items(), key=lambda item: -sent(item[1])):
     least = 'at least ' if any(move.at_least for move in group) else ''
-    largest = ', '.join(f'{move.count:,} x {_size(move.bytes)}' for move in group[:3]) + (f', {len(group) - 3} sizes more' if len(group) > 3 else '')
-    rows.append((f'{kind}, {axes} ({among})', f'{least}{_size(sum(move.sent() for move in group))} sent: {largest}'))
+    largest = ', '.join(f'{move.count:,} x {_size(move.bytes)}' for move in group[:3]) + (', and smaller ones' if len(group) > 3 else '')
+    rows.append((f'{kind}, {axes} ({among})', f'{least}{_size(sent(group))} sent: {largest}'))
   return rows or [('collectives', 'none')]
 
 
@@ -153,7 +159,7 @@ def _times(plan: Plan) -> list[tuple[str, str]]:
           ('estimated step', f'{_seconds(fastest)} if all overlap, {_seconds(slowest)} if nothing does'),
           ('estimated tokens/s', f'{plan.tokens / slowest:,.0f} to {plan.tokens / fastest:,.0f}'),
           ('estimated utilisation', f'{rate / slowest:.0%} to {rate / fastest:.0%} of the chip\'s FLOPs, 3 x forward counted'),
-          ('measured', 'nothing: no accelerator ran.  Bytes, FLOPs and collectives are of the compiled step; no program reaches the published rates')]
+          ('measured', 'nothing: no accelerator ran, and no program reaches the published rates')]
 
 
 def _seconds(seconds: float) -> str:
@@ -166,3 +172,19 @@ def _size(count: float) -> str:
       return f'{count:.4g} {unit}' if unit != 'B' else f'{count:.0f} B'
     count /= 1024
   return f'{count:.4g} TiB'
+
+
+def ranking(rows: list[dict[str, Any]], chip: Chip, tried: int) -> str:
+  """The rows of a search as a table: by arithmetic first, then as compiled."""
+  cells = [('mesh (data x fsdp x tensor x sequence)', 'remat', 'memory by arithmetic', 'time by arithmetic', 'memory compiled', 'step compiled', 'fits')]
+  for row in rows:
+    changes = row['changes']
+    shape = ' x '.join(str(changes[f'mesh.{axis}']) if axis != 'data' else str(row['data']) for axis in meshes.AXES)
+    made = '-', '-', 'should' if row['estimated_memory'] <= chip.memory else 'should not'
+    if 'memory' in row:
+      step = ' to '.join(map(_seconds, row['step_seconds'])) if 'step_seconds' in row else '-'
+      made = _size(row['memory']['total']), step, 'yes' if row['fits'] else 'no'
+    cells.append((shape, changes.get('model.remat', '-'), _size(row['estimated_memory']), _seconds(row['estimated_seconds']), *made))
+  widths = [max(map(len, column)) for column in zip(*cells)]
+  lines = ['  '.join(f'{cell:<{width}}' for cell, width in zip(line, widths)).rstrip() for line in cells]
+  return '\n'.join([*lines, f'{tried} laid out by arithmetic, {sum("memory" in row for row in rows)} compiled; nothing was measured, no accelerator ran'])
