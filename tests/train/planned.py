@@ -14,6 +14,7 @@ from ssmlab.data import Data
 from ssmlab.layers.channel import GatedMLP
 from ssmlab.mixers.rglru import RGLRU
 from ssmlab.models import LM
+from ssmlab.tasks import NextToken
 from ssmlab.train import Experiment, loop
 from ssmlab.train.plan import chips, report
 
@@ -22,7 +23,7 @@ MESHES = {'data': dict(data=8), 'fsdp': dict(fsdp=8), 'tensor': dict(tensor=8), 
 
 def experiment(**mesh) -> Experiment:
   return Experiment(model=LM(vocab=64, width=32, pattern=(RGLRU(inner=32, heads=8),), depth=3, channel=GatedMLP(64)),
-                    data=Data(length=64, batch_size=8), mesh=meshes.MeshConfig(**mesh))
+                    data=Data(length=64, batch_size=8), task=NextToken(piece=16), mesh=meshes.MeshConfig(**mesh))
 
 
 def arithmetic(declared, sizes: dict[str, int]) -> int:
