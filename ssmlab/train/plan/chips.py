@@ -50,7 +50,7 @@ def prepare(topology: str | None, count: int | None) -> None:
   if count is not None and count < 1:
     raise UserError(f'--devices {count}: must be at least 1')
   quiet = dict(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0', TPU_ACCELERATOR_TYPE='v5litepod-4', TF_CPP_MIN_LOG_LEVEL='3',
-               TPU_MIN_LOG_LEVEL='3', TPU_STDERR_LOG_LEVEL='3')
+               TPU_MIN_LOG_LEVEL='3', TPU_STDERR_LOG_LEVEL='3', ALLOW_MULTIPLE_LIBTPU_LOAD='1')        # several plans at once: none uses a TPU
   os.environ.update(quiet)
   logging.getLogger('jax._src.xla_bridge').setLevel(logging.CRITICAL)      # a GPU's plugin says at length that no GPU is here
   jax.config.update('jax_platforms', 'cpu')
