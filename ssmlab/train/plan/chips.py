@@ -81,6 +81,7 @@ def devices(topology: str | None, count: int | None) -> tuple[Chip | None, list]
   if importlib.util.find_spec(module.split('.')[0]) is None or importlib.util.find_spec(module) is None:
     raise UserError(f"--topology {topology} needs the compiler of that chip: pip install 'ssmlab[{extra}]'")
   from jax.experimental import topologies
+  jax.config.update('jax_enable_compilation_cache', False)   # what is kept of a described chip's program cannot be read again without the chip
   try:
     if not gpu:
       return CHIPS[name], list(topologies.get_topology_desc(topology, platform='tpu').devices)
