@@ -25,7 +25,7 @@ def costs(experiment) -> list[tuple[str, str]]:
   ends = size(declared['embedding']) + size(declared.get('head', {}))
   forward = model.flops(data.length)
   sizes = dict(zip(meshes.AXES, experiment.mesh.sizes(jax.device_count())))
-  activations = activation_bytes(experiment, sizes)
+  activations, held = activation_bytes(experiment, sizes), 16 * on_one_device(declared, sizes)
   state = [model.state_bytes(length) for length in (data.length, 16 * data.length)]
   carried = f'{state[0]:,} bytes after {data.length} tokens, {state[1]:,} after {16 * data.length}' if state[0] is not None else 'none: it reads both ways'
   both = cost.report(model, data.length, tokens) if isinstance(model, CALM) else []
@@ -36,7 +36,7 @@ def costs(experiment) -> list[tuple[str, str]]:
       ('FLOPs of the run', f'{3 * forward * tokens:.3e}'),
       *((f'CALM: {what}', f'{flops:.3e} FLOPs') for what, flops in both),
       ('state per sequence', carried),
-      ('memory per device', f'{_size(16 * on_one_device(declared, sizes))} parameters, gradient and Adam (16 bytes each, float32), about {_size(activations)} activations'),
+      ('memory per device', f'{_size(held)} parameters, gradient and Adam (16 bytes each, float32), about {_size(activations)} activations'),
       ('mesh', ' x '.join(f'{name} {n}' for name, n in sizes.items())),
   ]
 

@@ -46,7 +46,8 @@ def test_what_does_not_fit_is_a_table_with_advice(v5e, tmp_path, capsys):
       parse(experiment(), line.removeprefix('to fit').split(':')[0].split())
 
 
-@pytest.mark.parametrize('topology, sizes', [('v5e:16x16', (64, 2, 2, 1)), ('v5e:16x16', (2, 128, 1, 1)), ('v5p:4x4x4', (16, 2, 2, 1)), ('v5p:4x4x4', (2, 32, 1, 1))])
+@pytest.mark.parametrize('topology, sizes', [('v5e:16x16', (64, 2, 2, 1)), ('v5e:16x16', (2, 128, 1, 1)), ('v5p:4x4x4', (16, 2, 2, 1)),
+                                             ('v5p:4x4x4', (2, 32, 1, 1))])
 def test_meshes_that_are_no_product_of_the_torus(topology, sizes):
   chips.prepare(topology, None)
   devices = chips.devices(topology, None)[1]

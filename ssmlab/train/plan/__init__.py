@@ -54,7 +54,8 @@ def _search(experiment, chip, devices, compile_best: int):
     raise UserError(f'--search: no mesh of {len(devices)} devices suits the experiment; its own: data.batch_size={experiment.data.batch_size}')
   rows = []
   for place, guess in enumerate(ranking[:max(10, compile_best)]):
-    row = dict(changes=guess.changes, data=guess.experiment.mesh.sizes(len(devices))[0], estimated_memory=guess.memory, estimated_seconds=guess.seconds, fits=None)
+    data = guess.experiment.mesh.sizes(len(devices))[0]
+    row = dict(changes=guess.changes, data=data, estimated_memory=guess.memory, estimated_seconds=guess.seconds, fits=None)
     if place < compile_best:
       row |= _compiled(guess.experiment, chip, devices, str(guess)).numbers()
     rows.append(row)
