@@ -31,6 +31,8 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--quick', action='store_true', help='two steps on a tiny batch, to see that it runs')
   parser.add_argument('--sweep', action='store_true', help='every entry of sweep(), one after another, in WORKDIR/0, 1, ...')
   parser.add_argument('--sweep-index', type=int, metavar='N', help='entry N of sweep() only, for job arrays')
+  parser.add_argument('--hosts', default='', metavar='I/N@ADDRESS:PORT', help='this is host I of N, which meet at host 0; found by itself on TPU pods, GKE, '
+                      "Slurm, Open MPI ('alone': run by oneself there)")
   parser.add_argument('--print', action='store_true', help='show the resolved config and what it costs; run nothing')
 
 
@@ -116,8 +118,11 @@ def resolve(module, assignments, quick_form: bool = False):
 
 
 def launch(args) -> None:
+  from ssmlab.train import hosts
   module = load_experiment(args.experiment)
   points, rows = _points(module, args), []
+  if not args.print:
+    hosts.start(args.hosts)
   for name, settings in points:
     experiment = resolve(module, (*settings, *args.overrides), args.quick)
     if args.print:
@@ -305,14 +310,14 @@ def _diversity(path: str, params, experiment, tokens: int):
   from ssmlab.models import LM, Encoder
   if type(experiment.model) not in (LM, Encoder):
     raise UserError(f'{path} is of a {type(experiment.model).__name__}; diversity is measured of an LM or an Encoder')
-  return diversity.by_depth(experiment.model, params, experiment.data.eval_batches('valid', tokens, 0, 1))
+  return diversity.by_depth(experiment.model, params, experiment.data.eval_batches('valid', tokens))
 
 
 def _draws(path: str, params, experiment, tokens: int):
   from ssmlab.eval import temperature
   from ssmlab.models import CALM
   _needs(CALM, experiment.model, path, 'draws from probabilities: a temperature costs it nothing')
-  return temperature.draws(experiment.model, params, experiment.data.eval_batches('valid', tokens, 0, 1))
+  return temperature.draws(experiment.model, params, experiment.data.eval_batches('valid', tokens))
 
 
 def plan(args) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ssmlab.data.corpus import Corpus
-from ssmlab.data.pipeline import Batch, Data
+from ssmlab.data.pipeline import Batch, Data, Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Chunks(Data):
   def _at_once(self) -> int:
     return self.length // self.chunk                          # chunks in a row
 
-  def train_batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+  def train_batches(self, start_step: int = 0, rows: Rows = slice(None)) -> Iterator[Batch]:
     """As for Data: the batch of a step depends on the config and the step alone."""
-    data, rows = self._corpus('train'), self._rows(process_index, process_count)
+    data = self._corpus('train')
     count = int(_ends(data, self.chunk)[-1])
     whole = max(count // self._at_once, 1)
     return self._steps(whole, start_step, lambda chosen: self._assembled(data, chosen[rows]))
 
-  def eval_batches(self, split: str, max_tokens: int | None = None, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+  def eval_batches(self, split: str, max_tokens: int | None = None, rows: Rows = slice(None)) -> Iterator[Batch]:
     """Every chunk of the split once, in order; with max_tokens, only as many batches as hold so many tokens."""
-    data, rows = self._corpus(split), self._rows(process_index, process_count)
+    data = self._corpus(split)
     count = -(-int(_ends(data, self.chunk)[-1]) // self._at_once)
     return (self._assembled(data, (at + np.arange(self.batch_size))[rows]) for at in range(0, count, self.batch_size)
             if max_tokens is None or at * self.length < max_tokens)

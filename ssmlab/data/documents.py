@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ssmlab.data.corpus import Corpus
-from ssmlab.data.pipeline import Batch, Data
+from ssmlab.data.pipeline import Batch, Data, Rows
 from ssmlab.data.tokenizers import word_starts
 
 
@@ -68,15 +68,15 @@ class Documents(Data):
     arrays = super().shapes()
     return arrays | dict(words=arrays['tokens'])
 
-  def train_batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+  def train_batches(self, start_step: int = 0, rows: Rows = slice(None)) -> Iterator[Batch]:
     """As for Data: the batch of a step depends on the config and the step alone."""
-    data, rows = self._corpus('train'), self._rows(process_index, process_count)
+    data = self._corpus('train')
     plan = self._plan(data, self.pack)
     return self._steps(plan.rows, start_step, lambda chosen: self._assembled(data, plan, chosen[rows]))
 
-  def eval_batches(self, split: str, max_tokens: int | None = None, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+  def eval_batches(self, split: str, max_tokens: int | None = None, rows: Rows = slice(None)) -> Iterator[Batch]:
     """Every row of the split once; with max_tokens, only as many batches as hold so many ids.  Rows of padding fill the last batch."""
-    data, rows = self._corpus(split), self._rows(process_index, process_count)
+    data = self._corpus(split)
     plan = self._plan(data, self.pack)
     held = np.append(0, np.cumsum(plan.sizes[plan.order]))[plan.offsets]              # ids in the rows above
     share = [(at + np.arange(self.batch_size))[rows] for at in range(0, plan.rows, self.batch_size) if max_tokens is None or held[at] < max_tokens]

@@ -15,6 +15,7 @@ from ssmlab.data.sources import SPLITS, EmptySplit, Source, StandardLibrary, Tex
 from ssmlab.data.tokenizers import Bytes, Tokenizer
 
 Batch = dict[str, np.ndarray]
+Rows = slice | np.ndarray          # of a batch: those that a host reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +67,12 @@ class Data:
     row = jax.ShapeDtypeStruct((self.batch_size, self.length), np.int32)
     return dict(tokens=row, targets=row, segment_ids=row)
 
-  def train_batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-    """Batches for steps start_step, start_step + 1, ... without end; on host i of n, rows i/n to (i+1)/n of each.
+  def train_batches(self, start_step: int = 0, rows: Rows = slice(None)) -> Iterator[Batch]:
+    """Batches for steps start_step, start_step + 1, ... without end; of each the given rows only.
 
     The batch of a step depends on the config and the step alone, so starting at step n is resuming there.  Every row is seen once
     before any is seen again, in a new order each time.  A last row that is not full is left out if it is not the only one.
     """
-    rows = self._rows(process_index, process_count)
     data = self._corpus('train')
     begins, sizes = _windows(data, self.length, self.pack)
     if self.pack and len(begins) > 1 and sizes[-1] < self.length:
@@ -80,19 +80,18 @@ class Data:
     return self._steps(len(begins), start_step, lambda chosen: self._batch(data, begins[chosen[rows]], sizes[chosen[rows]]))
 
   def _steps(self, count: int, start_step: int, batch: Callable[[np.ndarray], Batch]) -> Iterator[Batch]:
-    """Batches without end of `count` rows in a new order each time; batch: indices of all rows of a step -> this host's share."""
+    """Batches without end of `count` rows in a new order each time; batch: indices of all rows of a step -> the rows that are wanted."""
     # Indices are batched before the rows are read, so that the hosts' shares make up the same global batch however many there are.
     steps = grain.MapDataset.range(count).seed(self.seed).shuffle().repeat().batch(self.batch_size, drop_remainder=True).map(batch)
     return iter(steps.slice(slice(start_step, None)).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
-  def eval_batches(self, split: str, max_tokens: int | None = None, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+  def eval_batches(self, split: str, max_tokens: int | None = None, rows: Rows = slice(None)) -> Iterator[Batch]:
     """Every token of the split once, in order; with max_tokens, only as many batches as are needed for so many predictions.
     Raises ValueError at once, not at the first batch, if the split is empty.
 
     A document longer than a row goes on in the next row with fresh context.  The last batch is filled with rows of padding, so that
-    all have one shape.  Host i of n gets rows i/n to (i+1)/n of each batch, and every host the same number of batches.
+    all have one shape.  With `rows`, those of each batch only; every choice of rows gives the same number of batches.
     """
-    rows = self._rows(process_index, process_count)
     data = self._corpus(split)
     begins, sizes = _windows(data, self.length, self.pack)
     before = np.cumsum(sizes) - sizes      # predictions in the rows above
@@ -147,13 +146,6 @@ class Data:
 
   def _corpus(self, split: str) -> Corpus:
     return corpus.load(self.source, self.tokenizer, split)
-
-  def _rows(self, process_index: int, process_count: int) -> slice:
-    """The rows of a global batch that belong to this host."""
-    if self.batch_size % process_count:
-      raise ValueError(f'data.batch_size {self.batch_size} is not divisible by the number of hosts, {process_count}')
-    share = self.batch_size // process_count
-    return slice(process_index * share, (process_index + 1) * share)
 
   def _batch(self, data: Corpus, begins: np.ndarray, sizes: np.ndarray) -> Batch:
     shape = len(begins), self.length

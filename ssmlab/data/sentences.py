@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ssmlab.data import files
-from ssmlab.data.pipeline import Batch, Data
+from ssmlab.data.pipeline import Batch, Data, Rows
 from ssmlab.data.sources import EmptySplit, Source
 from ssmlab.data.tokenizers import Tokenizer
 
@@ -117,14 +117,14 @@ class Sentences(Data):
     row = super().shapes()['tokens']
     return dict(tokens=row, segment_ids=row, types=row, labels=jax.ShapeDtypeStruct((self.batch_size,), np.float32))
 
-  def train_batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+  def train_batches(self, start_step: int = 0, rows: Rows = slice(None)) -> Iterator[Batch]:
     """As for Data: the batch of a step depends on the config and the step alone."""
-    whole, rows = self._examples('train'), self._rows(process_index, process_count)
+    whole = self._examples('train')
     return self._steps(len(whole), start_step, lambda chosen: self._assembled(whole, chosen[rows]))
 
-  def eval_batches(self, split: str, max_tokens: int | None = None, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+  def eval_batches(self, split: str, max_tokens: int | None = None, rows: Rows = slice(None)) -> Iterator[Batch]:
     """Every example of the split once; with max_tokens, only as many batches as hold so many tokens, padding included."""
-    whole, rows = self._examples(split), self._rows(process_index, process_count)
+    whole = self._examples(split)
     most = len(whole) if max_tokens is None else max(max_tokens // self.length, 1)
     return (self._assembled(whole, (at + np.arange(self.batch_size))[rows]) for at in range(0, min(len(whole), most), self.batch_size))
 

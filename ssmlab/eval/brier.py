@@ -227,8 +227,8 @@ class BrierLM:
     data, key = experiment.data, jax.random.key(self.seed)
     score = _scores(experiment.model, self._form(experiment), self.stride, data.length, mesh)
     limit = self.final_max_tokens if final else self.max_tokens
-    found = [score(params, place(batch, mesh), jax.random.fold_in(key, index))
-             for index, batch in enumerate(data.eval_batches(self.split, limit, jax.process_index(), jax.process_count()))]
+    found = [score(params, place(batch, mesh, data.batch_size), jax.random.fold_in(key, index))
+             for index, batch in enumerate(data.eval_batches(self.split, limit, share(mesh, data.batch_size)))]
     sums, counts = (np.concatenate([np.asarray(x, np.float64) for x in part]) for part in zip(*found))
     if not counts[:, -1].any():
       raise ValueError(f'BrierLM: the split {self.split!r} has no document with {N} tokens to predict in a row')

@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import numpy as np
 
 from ssmlab.core import mesh as meshes
 from ssmlab.core.config import UserError
@@ -30,10 +31,11 @@ class HeldOut:
     limit = self.final_max_tokens if final else self.max_tokens
     data, sums, count, size = experiment.data, {}, 0.0, 0
     measure = _measure(experiment.model, experiment.task, mesh)
-    for batch in data.eval_batches(self.split, limit, jax.process_index(), jax.process_count()):
+    for batch in data.eval_batches(self.split, limit, share(mesh, data.batch_size)):
       if data.targets_are == 'next tokens':                  # else not all of the text is predicted
-        size += data.count_bytes(batch['targets'])
-      batch_count, batch_sums = measure(params, place(batch, mesh))
+        counted = np.array([data.count_bytes(row) for row in batch['targets']], np.int32)
+        size += int(place(counted, mesh, data.batch_size).sum())
+      batch_count, batch_sums = measure(params, place(batch, mesh, data.batch_size))
       count += float(batch_count)
       sums = {name: sums.get(name, 0.0) + float(value) for name, value in batch_sums.items()}
     if not count:
@@ -46,9 +48,26 @@ class HeldOut:
     return result | (dict(bits_per_byte=sums['loss'] / math.log(2) / size) if size else {})
 
 
-def place(batch, mesh):
-  """Host arrays -> one global array each, sharded over batch and time."""
-  put = lambda x: jax.make_array_from_process_local_data(meshes.batch_sharding(mesh, (x.shape[0] * jax.process_count(), *x.shape[1:])), x)
+@functools.lru_cache(maxsize=16)
+def share(mesh, size: int) -> np.ndarray:
+  """Rows of a batch of `size` that this host's devices hold, ascending: where tensor or sequence shards lie on several hosts, they read the same rows."""
+  held = meshes.batch_sharding(mesh, (size,)).addressable_devices_indices_map((size,))
+  return np.unique(np.concatenate([np.arange(size)[rows] for rows, in held.values()]))
+
+
+def place(batch, mesh, size: int | None = None):
+  """Host arrays -> one global array each, sharded over batch and time.
+
+  size: rows of the whole batch, of which the arrays have those of `share`; None: they have all.
+  """
+  def put(x):
+    rows = np.arange(len(x)) if size is None else share(mesh, size)
+    shape = (len(x) if size is None else size, *x.shape[1:])
+
+    def piece(index):
+      wanted = np.arange(shape[0])[index[0]]
+      return x[(slice(*np.searchsorted(rows, (wanted[0], wanted[-1] + 1))), *index[1:])]
+    return jax.make_array_from_callback(shape, meshes.batch_sharding(mesh, shape), piece)
   return jax.tree.map(put, batch)
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ssmlab.core import mesh as meshes
-from ssmlab.eval.heldout import place
+from ssmlab.eval.heldout import place, share
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -68,8 +68,8 @@ class Scores:
     predict = jax.jit(lambda params, batch: (task.predict(model, params, batch), batch['labels'], (batch['segment_ids'] != 0).any(axis=1)),
                       out_shardings=meshes.replicated(mesh))
     with meshes.use(mesh):
-      for batch in experiment.data.eval_batches(self.split, None, jax.process_index(), jax.process_count()):
-        values, truth, here = map(np.asarray, predict(params, place(batch, mesh)))
+      for batch in experiment.data.eval_batches(self.split, None, share(mesh, experiment.data.batch_size)):
+        values, truth, here = map(np.asarray, predict(params, place(batch, mesh, experiment.data.batch_size)))
         predicted.append(values[here])
         labels.append(truth[here])
     predicted, labels = np.concatenate(predicted).astype(np.float64), np.concatenate(labels).astype(np.float64)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import pathlib
-import signal
 import time
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 
 from ssmlab.core import mesh as meshes
 from ssmlab.core.config import UserError
-from ssmlab.eval.heldout import place
+from ssmlab.eval.heldout import place, share
 from ssmlab.models.calm import CALM, cost
-from ssmlab.train import diagnose, metrics, workdir
+from ssmlab.train import diagnose, hosts, metrics, workdir
 from ssmlab.train.checkpoint import Checkpoints, like
 from ssmlab.train.experiment import Experiment
 from ssmlab.train.start import from_workdir, part_from_workdir
@@ -35,13 +34,14 @@ def trainer(experiment: Experiment, mesh) -> Trainer:
 def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
   """Trains in a workdir, from its last checkpoint if it has one, and returns the summary (also summary.json).
 
-  Raises UserError for what the user can mend; Stopped after SIGTERM.
+  On several hosts all call it, and host 0 writes.  Raises UserError for what the user can mend; Stopped after SIGTERM.
   """
   experiment.check(jax.device_count())
   path = workdir.prepare(experiment, pathlib.Path(directory))
   mesh = meshes.make(experiment.mesh)
   pieces = trainer(experiment, mesh)
   checkpoints = Checkpoints(path, experiment.train.keep)
+  hosts.watch(path)
   start, record, fresh = checkpoints.latest(), dict(seconds=0.0, tokens=0), []
   if start is None:
     start, state = 0, pieces.fresh(experiment.train.seed)
@@ -51,9 +51,10 @@ def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = 
       state = state.replace(params=params)
   else:
     state, record = checkpoints.restore(like(jax.eval_shape(pieces.fresh, 0), pieces.shardings()), start)
-  recorder = metrics.Recorder(path, start, experiment.train.steps, experiment.train.wandb, quiet or jax.process_index() > 0)
+  recorder = metrics.Recorder(path, start, experiment.train.steps, experiment.train.wandb, quiet) if hosts.lead() else metrics.Silent()
   begin = f'resumed at step {start} of' if start else 'compiling;'
-  recorder.say(f'{experiment.model.size():,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind}; {begin} {experiment.train.steps:,} steps '
+  where = f' on {jax.process_count()} hosts' if jax.process_count() > 1 else ''
+  recorder.say(f'{experiment.model.size():,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind}{where}; {begin} {experiment.train.steps:,} steps '
                f'of {experiment.data.batch_size} x {experiment.data.length} tokens, in {path}')
   if fresh:
     recorder.say(f'not in {experiment.train.start}, drawn afresh: {", ".join(fresh)}')
@@ -62,24 +63,27 @@ def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = 
   loop = _Loop(experiment, path, mesh, checkpoints, recorder, record)
   try:
     summary = loop.finish(loop.train(pieces.compiled(), state, start))
-  except BaseException:
+  except BaseException as error:
+    if not isinstance(error, Stopped):
+      hosts.settle()                                         # where a host is gone, that is what is reported
     for part in (recorder, checkpoints):                     # what went wrong first is what is reported
       with contextlib.suppress(Exception):
         part.close()
     raise
   recorder.close()
   checkpoints.close()
+  hosts.wait('end')
   return summary
 
 
 class _Loop:
-  """State of one attempt that is not part of the model's: clocks, counters, the signal flag."""
+  """State of one attempt that is not part of the model's: clocks and counters."""
 
   def __init__(self, experiment, path, mesh, checkpoints, recorder, record):
     self.experiment, self.path, self.mesh = experiment, path, mesh
     self.checkpoints, self.recorder, self.results = checkpoints, recorder, {}
     self.clock, self.tokens = metrics.Clock(record['seconds']), record['tokens']
-    self.saved, self.stopping, self.tracing = None, False, False
+    self.saved, self.tracing = None, False
     data = experiment.data
     self.step_tokens = data.batch_size * data.length
     self.step_flops = 3 * experiment.model.flops(data.length) * self.step_tokens
@@ -88,31 +92,37 @@ class _Loop:
     """Runs the remaining steps; step n + 1 is dispatched before the numbers of step n are read."""
     train, pending = self.experiment.train, None
     self.saved = start or None
-    batches = self.experiment.data.train_batches(start, jax.process_index(), jax.process_count())
-    before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, 'stopping', True))
+    size = self.experiment.data.batch_size
+    batches = self.experiment.data.train_batches(start, share(self.mesh, size))
     self.last = (time.monotonic(), self.tokens)
-    try:
+    with hosts.preemption() as preempted, self._trace():
       for number in range(start + 1, train.steps + 1):
         self._profile(number)
-        batch = place(next(batches), self.mesh)
+        batch = place(next(batches), self.mesh, size)
         state, measured = step(state, batch)
         self._read(pending, state)
         pending = (number, measured, batch)
         due = [(name, e) for name, e in self.experiment.evals if e.every and number % e.every == 0 and number < train.steps]
         save = train.checkpoint_every and number % train.checkpoint_every == 0
-        if due or save or self.stopping or number == train.steps:
+        stop = preempted(number)
+        if due or save or stop or number == train.steps:
           self._read(pending, state)
           pending = None
           self._evaluate(state, due, number, final=False)
-          if save or self.stopping:
+          if save or stop:
             self._save(state, number)
-          if self.stopping:
+          if stop:
             self._stop(number)
+    return state
+
+  @contextlib.contextmanager
+  def _trace(self):
+    """A trace that is being written when the steps end is closed."""
+    try:
+      yield
     finally:
-      signal.signal(signal.SIGTERM, before)
       if self.tracing:
         jax.profiler.stop_trace()
-    return state
 
   def _read(self, pending, state) -> None:
     """Waits for a step's numbers, logs them, and stops the run if they are not finite."""
@@ -187,5 +197,6 @@ class _Loop:
     if isinstance(model, CALM):
       summary |= {f'FLOPs, {what}': flops for what, flops in cost.report(model, self.experiment.data.length, self.tokens)}
     summary = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in summary.items()}
-    workdir.write(self.path / 'summary.json', json.dumps(summary, indent=1))
+    if hosts.lead():
+      workdir.write(self.path / 'summary.json', json.dumps(summary, indent=1))
     return summary

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from ssmlab.core import mesh as meshes
 from ssmlab.core.config import UserError, dump, get, paths
+from ssmlab.train import hosts
 from ssmlab.train.checkpoint import Checkpoints, like
 from ssmlab.train.experiment import Experiment
 
@@ -76,9 +77,14 @@ def prepare(experiment: Experiment, path: pathlib.Path) -> pathlib.Path:
     split = getattr(evaluator, 'split', None)
     if split is not None and fingerprint.get(split) is None:
       raise UserError(f'evals: {name!r} reads the split {split!r}, which is empty in {experiment.data.source}')
-  if jax.process_index() == 0:
+  hosts.agree('experiment and workdir', f'{experiment!r} {path.resolve()}')
+  hosts.agree('data', json.dumps(fingerprint))
+  if hosts.lead():
     write(path / 'config.py', dump(experiment, _kept_beside(experiment, path)))
     write(path / 'environment.json', json.dumps(environment(fingerprint), indent=1))
+  hosts.wait('workdir')
+  if not (path / 'config.py').exists():
+    raise UserError(f'workdir {path} is not the one that host 0 wrote; it must be a folder that all hosts share')
   return path
 
 
