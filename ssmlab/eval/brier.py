@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmlab.core import mesh as meshes
-from ssmlab.eval.heldout import place
+from ssmlab.eval.heldout import place, share
 
 N = 4                                                        # tokens in the longest outcome
 FORMS = ('auto', 'exact', 'sampled')

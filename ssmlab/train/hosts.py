@@ -3,6 +3,7 @@
 A host is one process.  Without --hosts, JAX's own detection decides: TPU VMs and GKE, Slurm, indexed Kubernetes jobs, Open MPI.
 """
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -47,6 +48,7 @@ def start(hosts: str = '') -> None:
   except RuntimeError as error:
     raise UserError(f'host {index} of {count} could not join at {address}: {str(error).splitlines()[0]}') from error
   said[0] = lambda: (1, _loss(address, count, index))
+  atexit.register(said.__setitem__, 0, lambda: (1, f'host {index} of {count} has ended; the others did not within {HEARTBEAT} s'))
   if index:
     sys.stdout.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)             # host 0 speaks for all
@@ -148,11 +150,19 @@ def agree(what: str, value: str) -> None:
     raise UserError(f'host {", ".join(other)} of {len(found)}: not the {what} of host 0; start all hosts with the same command and the same files')
 
 
-def settle() -> None:
-  """After an error: returns when all hosts have come here, or one has not for longer than a heartbeat.  If a host is gone, this one ends here."""
-  if jax.process_count() > 1:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      global_state.client.wait_at_barrier('ssmlab: error', 1000 * (HEARTBEAT + 10))
+@contextlib.contextmanager
+def together():
+  """An error inside is raised when every host has one, or after HEARTBEAT seconds: if it came of a lost host, that is reported and the process ends."""
+  try:
+    yield
+  except Exception:
+    if jax.process_count() > 1:
+      try:
+        global_state.client.wait_at_barrier('ssmlab: error', 1000 * (HEARTBEAT + 5))
+      except jax.errors.JaxRuntimeError as other:
+        if 'DEADLINE_EXCEEDED' not in str(other):
+          time.sleep(5)                                      # the abort comes in another thread
+    raise
 
 
 @contextlib.contextmanager

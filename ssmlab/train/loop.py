@@ -36,44 +36,49 @@ def run(experiment: Experiment, directory: str | pathlib.Path, *, quiet: bool = 
 
   On several hosts all call it, and host 0 writes.  Raises UserError for what the user can mend; Stopped after SIGTERM.
   """
-  experiment.check(jax.device_count())
-  path = workdir.prepare(experiment, pathlib.Path(directory))
-  mesh = meshes.make(experiment.mesh)
-  pieces = trainer(experiment, mesh)
-  checkpoints = Checkpoints(path, experiment.train.keep)
-  hosts.watch(path)
-  start, record, fresh = checkpoints.latest(), dict(seconds=0.0, tokens=0), []
-  if start is None:
-    start, state = 0, pieces.fresh(experiment.train.seed)
-    if experiment.train.start:
-      source, part = experiment.train.start, experiment.train.start_at
-      params, fresh = part_from_workdir(state.params, source, part, experiment) if part else from_workdir(state.params, source)
-      state = state.replace(params=params)
-  else:
-    state, record = checkpoints.restore(like(jax.eval_shape(pieces.fresh, 0), pieces.shardings()), start)
-  recorder = metrics.Recorder(path, start, experiment.train.steps, experiment.train.wandb, quiet) if hosts.lead() else metrics.Silent()
-  begin = f'resumed at step {start} of' if start else 'compiling;'
-  where = f' on {jax.process_count()} hosts' if jax.process_count() > 1 else ''
-  recorder.say(f'{experiment.model.size():,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind}{where}; {begin} {experiment.train.steps:,} steps '
-               f'of {experiment.data.batch_size} x {experiment.data.length} tokens, in {path}')
-  if fresh:
-    recorder.say(f'not in {experiment.train.start}, drawn afresh: {", ".join(fresh)}')
-  if hasattr(experiment.model, 'autoencoder') and not experiment.train.start_at:
-    recorder.say('the autoencoder is drawn at random and stays so: name its workdir in train.start, and train.start_at=autoencoder')
-  loop = _Loop(experiment, path, mesh, checkpoints, recorder, record)
-  try:
+  with contextlib.ExitStack() as opened, hosts.together():
+    experiment.check(jax.device_count())
+    path = workdir.prepare(experiment, pathlib.Path(directory))
+    mesh = meshes.make(experiment.mesh)
+    pieces = trainer(experiment, mesh)
+    checkpoints = opened.enter_context(_closed(Checkpoints(path, experiment.train.keep)))
+    hosts.watch(path)
+    start, record, fresh = checkpoints.latest(), dict(seconds=0.0, tokens=0), []
+    hosts.agree('last checkpoint', str(start))
+    if start is None:
+      start, state = 0, pieces.fresh(experiment.train.seed)
+      if experiment.train.start:
+        source, part = experiment.train.start, experiment.train.start_at
+        params, fresh = part_from_workdir(state.params, source, part, experiment) if part else from_workdir(state.params, source)
+        state = state.replace(params=params)
+    else:
+      state, record = checkpoints.restore(like(jax.eval_shape(pieces.fresh, 0), pieces.shardings()), start)
+    recorder = opened.enter_context(_closed(
+        metrics.Recorder(path, start, experiment.train.steps, experiment.train.wandb, quiet) if hosts.lead() else metrics.Silent()))
+    begin = f'resumed at step {start} of' if start else 'compiling;'
+    where = f' on {jax.process_count()} hosts' if jax.process_count() > 1 else ''
+    recorder.say(f'{experiment.model.size():,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind}{where}; {begin} {experiment.train.steps:,} steps '
+                 f'of {experiment.data.batch_size} x {experiment.data.length} tokens, in {path}')
+    if fresh:
+      recorder.say(f'not in {experiment.train.start}, drawn afresh: {", ".join(fresh)}')
+    if hasattr(experiment.model, 'autoencoder') and not experiment.train.start_at:
+      recorder.say('the autoencoder is drawn at random and stays so: name its workdir in train.start, and train.start_at=autoencoder')
+    loop = _Loop(experiment, path, mesh, checkpoints, recorder, record)
     summary = loop.finish(loop.train(pieces.compiled(), state, start))
-  except BaseException as error:
-    if not isinstance(error, Stopped):
-      hosts.settle()                                         # where a host is gone, that is what is reported
-    for part in (recorder, checkpoints):                     # what went wrong first is what is reported
-      with contextlib.suppress(Exception):
-        part.close()
-    raise
-  recorder.close()
-  checkpoints.close()
   hosts.wait('end')
   return summary
+
+
+@contextlib.contextmanager
+def _closed(part):
+  """Closes it at the end; what went wrong first is what is reported."""
+  try:
+    yield part
+  except BaseException:
+    with contextlib.suppress(Exception):
+      part.close()
+    raise
+  part.close()
 
 
 class _Loop:
