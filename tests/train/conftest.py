@@ -55,11 +55,11 @@ def experiment_file(text, tmp_path):
   return path
 
 
-def command(*args, file_limit: int | None = None, **options) -> subprocess.Popen:
+def command(*args, file_limit: int | None = None, program: tuple[str, ...] = ('-m', 'ssmlab.launch'), **options) -> subprocess.Popen:
   """`python -m ssmlab.launch` as a process of its own.  file_limit: largest size of a file that it may write, in KiB."""
   environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu', PYTHONWARNINGS='default', **options.pop('env', {}))
   prefix = [] if file_limit is None else ['bash', '-c', f'ulimit -f {file_limit}; exec "$@"', 'bash']
-  return subprocess.Popen([*prefix, sys.executable, '-m', 'ssmlab.launch', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+  return subprocess.Popen([*prefix, sys.executable, *program, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True, env=environment, cwd=ROOT, **options)
 
 

@@ -127,6 +127,8 @@ WRONG = [
     (('EXPERIMENT', 'data.source.path=LATIN'), 'UTF-8', ''),
     (('EXPERIMENT', 'model.vocab=100'), 'model.vocab is 100', '256'),
     (('EXPERIMENT', 'data.batch_size=0'), 'data.batch_size', 'at least 1'),
+    (('EXPERIMENT', '--hosts', '0/2'), "--hosts '0/2' is not", 'INDEX/COUNT@ADDRESS:PORT'),
+    (('EXPERIMENT', '--hosts', '2/2@localhost:1'), "--hosts '2/2@localhost:1' is not", 'from 0 to COUNT - 1'),
     (('EXPERIMENT', '--sweep-index', '7'), '--sweep-index 7', '0 to 1'),
     (('absent.py',), 'absent.py does not exist', ''),
     (('launch', 'README.md'), 'README.md is not a Python file', ''),
