@@ -1,4 +1,4 @@
-"""Run by test_hosts.py as each of several processes: INDEX/COUNT@ADDRESS.  A batch whose rows each host reads for itself is the whole batch on any mesh."""
+"""Run by test_hosts.py as two processes with two devices each: INDEX/2@ADDRESS:PORT.  A batch whose rows each host reads for itself is the whole batch on any mesh."""
 
 import sys
 
@@ -16,16 +16,17 @@ def main():
   hosts.start(sys.argv[1])
   devices = np.array(jax.devices())
   batch = dict(tokens=np.arange(8 * 4, dtype=np.int32).reshape(8, 4), labels=np.arange(8, dtype=np.int32))
-  sizes = [(4, 1, 1, 1), (2, 2, 1, 1), (1, 1, 4, 1), (1, 1, 1, 4), (2, 1, 1, 2), (2, 1, 2, 1), (1, 2, 1, 2)]
+  half, all_rows = range(4 * jax.process_index(), 4 * jax.process_index() + 4), range(8)
+  sizes = {(4, 1, 1, 1): half, (2, 2, 1, 1): half, (2, 1, 1, 2): half, (2, 1, 2, 1): half, (1, 2, 1, 2): half,
+           (1, 1, 4, 1): all_rows, (1, 1, 1, 4): all_rows}                # tensor or time over both hosts
   for order in (range(4), (0, 2, 1, 3), (3, 1, 2, 0)):
-    for size in sizes:
+    for size, held in sizes.items():
       mesh = Mesh(devices[list(order)].reshape(size), meshes.AXES, axis_types=(AxisType.Auto,) * 4)
       rows = share(mesh, 8)
+      assert list(order) != [0, 1, 2, 3] or rows.tolist() == list(held), (size, rows)
       whole = place({name: value[rows] for name, value in batch.items()}, mesh, 8)
       for name, value in whole.items():
         assert (multihost_utils.process_allgather(value, tiled=True) == batch[name]).all(), (order, size, name)
-      if jax.process_index() == 0 and list(order) == [0, 1, 2, 3]:
-        print(*size, ':', *rows, flush=True)
   hosts.wait('end')
 
 
