@@ -67,17 +67,24 @@ def _detected():
   for cluster in ClusterEnv._cluster_types:
     if cluster.opt_in_only_method or cluster.__name__ == 'K8sCluster' and 'JOB_COMPLETION_INDEX' not in os.environ:
       continue                                               # a pod of no indexed job is alone
-    if cluster.is_env_present():
-      if cluster.get_process_count() == 1:
-        return None
-      return ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, JOIN)
+    try:
+      if cluster.is_env_present():
+        one = cluster.get_process_count() == 1
+        return None if one else ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, JOIN)
+    except RuntimeError as error:
+      raise UserError(f'the other hosts cannot be found: {error}') from error
   if address:
     raise UserError(f'JAX_COORDINATOR_ADDRESS={address} is set, but not how many hosts there are: say --hosts INDEX/COUNT@{address}, or unset it')
   return None
 
 
 def _await(address: str, count: int, index: int) -> None:
-  """Returns when host 0 listens: JAX, which would wait too, ends with a stack trace."""
+  """Returns when host 0 listens, or on host 0 if it can: JAX would end with a stack trace or a segmentation fault."""
+  if index == 0:
+    try:
+      socket.create_server(('', int(address.rsplit(':', 1)[1]))).close()
+    except OSError as error:
+      raise UserError(f'host 0 of {count} cannot listen at port {address.rsplit(":", 1)[1]}: {error.strerror}; choose another') from error
   until = time.monotonic() + JOIN
   while index and not _answers(address):
     if time.monotonic() > until:

@@ -17,7 +17,7 @@ from ssmlab.train import checkpoint, hosts, metrics
 from tests.train.conftest import ROOT, command
 from tests.train.test_process import parameters, wait_for
 
-PROGRAM = ('-c', 'from ssmlab.train import hosts; hosts.HEARTBEAT = 5; from ssmlab.launch import main; main()')
+PROGRAM = ('-c', 'from ssmlab.train import hosts; hosts.HEARTBEAT, hosts.JOIN = 5, 30; from ssmlab.launch import main; main()')
 SETTINGS = ('train.steps=60', 'train.checkpoint_every=3', 'evals.0.1.every=0', 'data.batch_size=8')
 
 
@@ -116,13 +116,13 @@ def goes_on(words, path, whole) -> None:
 
 
 def test_killed_hosts_end_the_others_and_the_run_ends_bit_for_bit_the_same(words, whole, tmp_path):
-  kills(words, tmp_path / 'killed', 4, seed=0, limit=60)
+  kills(words, tmp_path / 'killed', 4, seed=0, limit=90)
   goes_on(words, tmp_path / 'killed', whole)
 
 
 @pytest.mark.slow
 def test_twenty_kills(words, whole, tmp_path):
-  kills(words, tmp_path / 'killed', 20, seed=1, limit=60)
+  kills(words, tmp_path / 'killed', 20, seed=1, limit=90)
   goes_on(words, tmp_path / 'killed', whole)
 
 
@@ -153,6 +153,12 @@ def test_different_hosts_are_refused(words, tmp_path):
   with together(2, 1, words, '--quick') as processes:        # each with a scratch folder of its own
     for status, _, err in ended(processes):
       assert status == 2 and err == 'ssmlab: host 1 of 2: not the experiment and workdir of host 0; start all hosts with the same command and the same files\n'
+
+
+def test_a_port_that_is_taken():
+  with socket.create_server(('', 0)) as taken:
+    with pytest.raises(UserError, match='host 0 of 2 cannot listen at port'):
+      hosts.start(f'0/2@127.0.0.1:{taken.getsockname()[1]}')
 
 
 def test_nobody_answers(monkeypatch):
