@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ HEARTBEAT = 30     # seconds without a sign of life after which a host is given 
 JOIN = 300         # seconds that hosts wait for each other at the start
 
 _workdir: pathlib.Path | None = None
+_last_words: Callable[[], tuple[int, str]]
 
 
 def start(hosts: str = '') -> None:
@@ -41,14 +43,14 @@ def start(hosts: str = '') -> None:
     return
   address, count, index, devices = found
   _await(address, count, index)
-  said = _on_abort(lambda: (2, f'host {index} of {count}: not all hosts joined at {address} within {JOIN} s'))
+  _say_when_aborted(lambda: (2, f'host {index} of {count}: not all hosts joined at {address} within {JOIN} s'))
   try:
     jax.distributed.initialize(address, count, index, devices, cluster_detection_method='deactivate', initialization_timeout=JOIN,
                                heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT)
   except RuntimeError as error:
     raise UserError(f'host {index} of {count} could not join at {address}: {str(error).splitlines()[0]}') from error
-  said[0] = lambda: (1, _loss(address, count, index))
-  atexit.register(said.__setitem__, 0, lambda: (1, f'host {index} of {count} has ended; the others did not within {HEARTBEAT} s'))
+  _say_when_aborted(lambda: (1, _loss(address, count, index)))
+  atexit.register(_say_when_aborted, lambda: (1, f'host {index} of {count} has ended; the others did not within {HEARTBEAT} s'))
   if index:
     sys.stdout.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)             # host 0 speaks for all
@@ -101,32 +103,27 @@ def _answers(address: str) -> bool:
     return False
 
 
-def _on_abort(report) -> list:
-  """[report], which can be replaced: () -> (exit status, line), asked when JAX aborts the process.
-
-  JAX tells of a lost host by abort() in a thread of C++, which no Python handler outlives; the one C calls can still write.
-  """
-  said = [report]
-
-  def end(_):
-    status, line = said[0]()
-    os.write(2, f'ssmlab: {line}\n'.encode())
-    os._exit(status)
-  said.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(end))     # must live as long as the process
-  _kept.append(said)
-  ctypes.CDLL(None).signal(signal.SIGABRT, said[1])
-  return said
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(_):
+  """Says the last words.  JAX tells of a lost host by abort() in a thread of C++, which no Python handler outlives; one that C calls can still write."""
+  status, line = _last_words()
+  os.write(2, f'ssmlab: {line}\n'.encode())
+  os._exit(status)
 
 
-_kept: list = []
+def _say_when_aborted(words: Callable[[], tuple[int, str]]) -> None:
+  """words: () -> (exit status, line), asked when JAX aborts the process."""
+  global _last_words
+  _last_words = words
+  ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
 
 
 def _loss(address: str, count: int, index: int) -> str:
   """What is said of a lost host."""
-  who = 'host 0' if index and not _answers(address) else f'host {1 - index}' if count == 2 else 'another host (JAX names it above)'
+  who = 'host 0' if index and not _answers(address) else f'host {1 - index}' if count == 2 else 'another host'
   steps = [int(p.name) for p in _workdir.glob('checkpoints/*') if p.name.isdigit()] if _workdir else []
   kept = f'the last complete checkpoint is step {max(steps)} in {_workdir}' if steps else 'there is no complete checkpoint yet'
-  return f'host {index} of {count} ends: {who} is gone (it ended, or gave no sign of life for {HEARTBEAT} s); {kept}; start all hosts again to go on'
+  return f'host {index} of {count} ends: {who} is gone (it ended, or gave no sign of life for {HEARTBEAT} s; JAX says more above); {kept}; start all hosts again to go on'
 
 
 def watch(workdir: pathlib.Path) -> None:
