@@ -17,7 +17,7 @@ from ssmlab.train import checkpoint, hosts, metrics
 from tests.train.conftest import ROOT, command
 from tests.train.test_process import parameters, wait_for
 
-PROGRAM = ('-c', 'from ssmlab.train import hosts; hosts.HEARTBEAT, hosts.JOIN = 10, 60; from ssmlab.launch import main; main()')
+PROGRAM = ('-c', 'from ssmlab.train import hosts; hosts.HEARTBEAT, hosts.JOIN = 10, 20; from ssmlab.launch import main; main()')
 SETTINGS = ('train.steps=60', 'train.checkpoint_every=3', 'evals.0.1.every=0', 'data.batch_size=8')
 
 
