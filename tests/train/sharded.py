@@ -53,7 +53,7 @@ def compare(model, task, batch, floor: float = 0.0) -> tuple[float, float, int]:
   relative = lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), least))
   many, texts = zip(*(gradients(model, task, params, batch, meshes.make(meshes.MeshConfig(**sizes))) for sizes in MESHES))
   found = [jax.tree.map(relative, numbers, one) for numbers in many]
-  rows, time = batch['tokens'].shape
+  rows, time = batch['tokens'].shape[0], batch['tokens'].shape[1] // getattr(model, 'chunk', 1)
   gathers = len(re.findall(rf'= f32\[{rows},{time},[\d,]*\]\S* all-gather(?:-start)?\(', texts[-1]))
   return max(loss for loss, _ in found), max(max(jax.tree.leaves(gradient)) for _, gradient in found), gathers
 
