@@ -11,6 +11,7 @@ import sys
 import tempfile
 
 from ssmlab.core.config import UserError
+from ssmlab.opening import needs, open_model, with_data
 
 USAGE = """usage: ssmlab COMMAND [--help] ...
 
@@ -187,7 +188,7 @@ def sample(args) -> None:
   from ssmlab.models import LM
   from ssmlab.models.calm import CALM
   model, params, tokenizer, _ = open_model(args.model, args.tokenizer)
-  _needs(LM, model, args.model, 'continues no text')
+  needs(LM, model, args.model, 'continues no text')
   prompt = tokenizer.encode(args.prompt)
   state = None
   if args.state and os.path.exists(args.state):
@@ -213,56 +214,6 @@ def sample(args) -> None:
     save_state(args.state, state, model=model, tokenizer=tokenizer)
 
 
-def open_model(path: str, tokenizer: str | None):
-  """(model, parameters, tokenizer, experiment or None) of a workdir or of a published checkpoint."""
-  from ssmlab.train import workdir
-  if not os.path.exists(path):
-    raise UserError(f'{path} does not exist')
-  if os.path.exists(os.path.join(path, 'config.py')):
-    experiment, params, _ = workdir.load(pathlib.Path(path))
-    return experiment.model, params, experiment.data.tokenizer, experiment
-  from ssmlab.interop.pretrained import load_pretrained
-  model, params, _ = load_pretrained(path)
-  chosen = _tokenizer(tokenizer, path)
-  if chosen.vocab > model.vocab:
-    raise UserError(f'tokenizer {chosen} has {chosen.vocab} ids, the model {model.vocab}')
-  return model, params, chosen, None
-
-
-def _tokenizer(name: str | None, path: str):
-  from ssmlab.data import Bytes, HFTokenizer, RWKVWorld
-  beside = os.path.join(path, 'tokenizer.json')
-  if name is None and os.path.isfile(beside):
-    name = beside
-  if name is None:
-    raise UserError(f'{path} has no tokenizer.json; name one with --tokenizer')
-  if name == 'bytes':
-    return Bytes()
-  return HFTokenizer(name) if '.json' in os.path.basename(name) else RWKVWorld(name)
-
-
-def _needs(kind: type, model, path: str, what: str) -> None:
-  if not isinstance(model, kind):
-    raise UserError(f'{path} is of a {type(model).__name__}, which {what}')
-
-
-def _with_data(path: str, args):
-  """(parameters, experiment) of a model on args.data, where that is given, as its validation text."""
-  from ssmlab.data import Data, Text
-  from ssmlab.models import LM
-  from ssmlab.train.experiment import Experiment
-  model, params, tokenizer, experiment = open_model(path, args.tokenizer)
-  if experiment is None and not args.data:
-    raise UserError('a published checkpoint has no data of its own; name a text with --data')
-  if experiment is None:
-    if type(model) is not LM:
-      raise UserError(f'{path} is a published {type(model).__name__}: what it has learned to predict only a workdir says')
-    experiment = Experiment(model=model, data=Data(tokenizer=tokenizer))
-  if args.data:
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=Text(args.data, valid=args.data)))
-  return params, experiment
-
-
 SUITES = ('valid', 'test', 'train', 'brier', 'diversity', 'draws')
 
 
@@ -277,7 +228,7 @@ def evaluate(args) -> None:
     return
   split, results = 'valid' if args.data and split in ('train', 'test') else split, {}
   for path in args.models:
-    params, experiment = _with_data(path, args)
+    params, experiment = with_data(path, args)
     measure = BrierLM(final_max_tokens=args.max_tokens) if split == 'brier' else HeldOut(split, final_max_tokens=args.max_tokens)
     found = measure.run(experiment, meshes.make(), params, final=True)
     results[path] = {f'{split}/{name}': value for name, value in found.items()}
@@ -296,7 +247,7 @@ def _table(args, rows_of) -> None:
   path = bench.table_path(args.output) if args.output else None
   rows = {}
   for model in args.models:
-    rows[model] = rows_of(model, *_with_data(model, args), args.max_tokens or 65536)
+    rows[model] = rows_of(model, *with_data(model, args), args.max_tokens or 65536)
   whole = [(dict(model=model) if len(rows) > 1 else {}) | row for model, of in rows.items() for row in of]
   print(bench.table(whole))
   if path:
@@ -316,7 +267,7 @@ def _diversity(path: str, params, experiment, tokens: int):
 def _draws(path: str, params, experiment, tokens: int):
   from ssmlab.eval import temperature
   from ssmlab.models import CALM
-  _needs(CALM, experiment.model, path, 'draws from probabilities: a temperature costs it nothing')
+  needs(CALM, experiment.model, path, 'draws from probabilities: a temperature costs it nothing')
   return temperature.draws(experiment.model, params, experiment.data.eval_batches('valid', tokens))
 
 
@@ -335,8 +286,8 @@ def distill(args) -> None:
   from ssmlab.train import workdir
   output = pathlib.Path(args.output)
   workdir.refuse_run(output)
-  params, experiment = _with_data(args.model, args)
-  _needs(LM, experiment.model, args.model, 'has no long filters')
+  params, experiment = with_data(args.model, args)
+  needs(LM, experiment.model, args.model, 'has no long filters')
   model, found, rows = distill(experiment.model, params, modes=args.modes, error=args.error, length=experiment.data.length)
   print(table(rows))
   other = dataclasses.replace(experiment, model=model)

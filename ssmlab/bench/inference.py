@@ -44,7 +44,8 @@ def _actions(model, params, ids, new: int):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  from ssmlab.launch import load_experiment, open_model, resolve
+  from ssmlab.launch import load_experiment, resolve
+  from ssmlab.opening import open_model
   parser = argparse.ArgumentParser(prog='ssmlab bench inference', description=__doc__)
   parser.add_argument('experiments', nargs='+', help='files or workdirs whose models are compared; ratios are to the first')
   for name, default in (('length', 512), ('new', 64), ('batch', 1), ('rounds', 3)):

@@ -1,12 +1,10 @@
 """Next-token prediction with the logits computed in pieces, so that a large vocabulary never stands in memory whole."""
 
 import dataclasses
-
 import math
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 from jax.sharding import PartitionSpec
 
 from ssmlab.core import mesh as meshes
@@ -17,7 +15,7 @@ LOGITS_AT_ONCE = 2 ** 24                                     # entries on a devi
 def cross_entropy(logits, params, x: jax.Array, targets: jax.Array, vocab: int, piece: int = 0) -> dict[str, jax.Array]:
   """Sums over the positions that have a target: nats, squared log-partition, squared largest logit, its hits, and their count.
 
-  logits: function (params, [batch, piece, width]) -> float32 [batch, piece, vocab].
+  logits: function (params, [batch, piece, width]) -> float32 [batch, piece, vocab]; of params it reads `embedding` and `head`.
   x: [batch, time, width].  targets: int32 [batch, time], negative where there is none.
   piece: positions of each row per piece; 0 chooses one that keeps a device's logits under 64 MiB.  The backward pass recomputes each piece.
 
@@ -31,16 +29,13 @@ def cross_entropy(logits, params, x: jax.Array, targets: jax.Array, vocab: int, 
   piece = min(piece or max(LOGITS_AT_ONCE // (rows * vocab), 1), times)
   if not axes:
     return _in_pieces(lambda h: logits(params, h), x, targets, piece)
-  leaves, tree = jax.tree.flatten(params)
-  made = jax.make_jaxpr(logits)(params, x[:, :1]).jaxpr
-  read = {variable for equation in made.eqns for variable in equation.invars if not isinstance(variable, Literal)}
-  weights = [leaf if variable in read else None for leaf, variable in zip(leaves, made.invars)]
+  ends = {name: params[name] for name in ('embedding', 'head') if name in params}
 
-  def local(weights, x, targets):
-    weights = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to='varying'), weights)
-    return jax.lax.psum(_in_pieces(lambda h: logits(jax.tree.unflatten(tree, weights), h), x, targets, piece, axes), axes)
+  def local(ends, x, targets):
+    ends = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to='varying'), ends)
+    return jax.lax.psum(_in_pieces(lambda h: logits(ends, h), x, targets, piece, axes), axes)
   whole = PartitionSpec()
-  return jax.shard_map(local, in_specs=(whole, PartitionSpec(*split, None), split), out_specs=whole, axis_names=set(axes))(weights, x, targets)
+  return jax.shard_map(local, in_specs=(whole, PartitionSpec(*split, None), split), out_specs=whole, axis_names=set(axes))(ends, x, targets)
 
 
 def _in_pieces(head, x: jax.Array, targets: jax.Array, piece: int, axes: tuple[str, ...] = ()) -> dict[str, jax.Array]:

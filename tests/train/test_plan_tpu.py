@@ -8,12 +8,16 @@ from ssmlab.core.config import parse
 from ssmlab.train.plan import chips, report
 from tests.train.planned import experiment
 
-pytest.importorskip('libtpu')
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope='module', autouse=True)
+def compiler():
+  pytest.importorskip('libtpu')
+
+
 @pytest.fixture(scope='module')
-def v5e():
+def v5e(compiler):
   chips.prepare('v5e:2x2', None)
   return chips.devices('v5e:2x2', None)
 

@@ -132,7 +132,7 @@ WRONG = [
     (('EXPERIMENT', '--sweep-index', '7'), '--sweep-index 7', '0 to 1'),
     (('absent.py',), 'absent.py does not exist', ''),
     (('launch', 'README.md'), 'README.md is not a Python file', ''),
-    (('fly', 'x'), "unknown command 'fly'", 'launch, sample, eval, distill, bench'),
+    (('fly', 'x'), "unknown command 'fly'", 'launch, sample, eval, plan, distill, bench'),
     (('sample', 'absent'), 'absent does not exist', ''),
     (('sample', 'FOLDER', '--prompt', 'x'), '', ''),
     (('eval', 'absent'), 'absent does not exist', ''),
