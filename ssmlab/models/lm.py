@@ -28,7 +28,8 @@ class LM(Stack):
   depth: number of blocks in all.  It need not be a multiple of the pattern: the first depth % len(pattern) entries come once more on top.
   norm: before every mixer, every channel mixer and the head.
   activations: 'float32' | 'bfloat16' (parameters, states, norms and softmax stay float32) | 'float64' (tests).
-  remat: what the backward pass recomputes: 'block' (all of a block), 'dots' (all but matrix products), 'none'.
+  remat: what the backward pass recomputes: 'block' (all of a block), 'dots' (all but matrix products), 'none'; 'offload' is 'block' with what enters
+    the blocks kept in the host's memory (on a CPU, whose memory that is, no different).
   unroll: repetitions of the pattern in one turn of the compiled loop where no state is carried: with more of them training compiles longer and
     runs faster, since less is stacked for the backward pass; decoding would not.
   """

@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ssmlab.core import dtypes
 from ssmlab.core.params import at_layer, shapes, size, stack
 from ssmlab.layers.channel import ChannelMixer
 from ssmlab.mixers import Mixer
 
-REMAT = ('none', 'block', 'dots')
+REMAT = ('none', 'block', 'dots', 'offload')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,13 @@ class Stack:
   def _recomputed(self, run, recompute: bool):
     if not recompute or self.remat == 'none':
       return run
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == 'dots' else None
+    policies = jax.checkpoint_policies
+    if self.remat == 'offload':
+      policy = policies.save_and_offload_only_these_names(names_which_can_be_saved=[], names_which_can_be_offloaded=['carry'], offload_src='device',
+                                                          offload_dst='pinned_host')
+      named = lambda carry, xs: run(jax.tree.map(lambda x: checkpoint_name(x, 'carry'), carry), xs)
+      return jax.checkpoint(named, prevent_cse=False, policy=policy)
+    policy = policies.dots_with_no_batch_dims_saveable if self.remat == 'dots' else None
     return jax.checkpoint(run, prevent_cse=False, policy=policy)
 
   def _signals(self, x: jax.Array) -> dict[str, jax.Array]:

@@ -53,7 +53,8 @@ def _shard(param, sizes) -> list[int]:
 
 
 def activation_bytes(experiment, sizes) -> int:
-  """What the backward pass keeps: the residual stream at every block with remat='block', else about a block's inner widths of it too."""
+  """What the backward pass keeps on the device: the residual stream at every block with remat='block', else about a block's inner widths of it too;
+  with 'offload' one block's."""
   model, data = experiment.model, experiment.data
   tokens = data.batch_size * data.length // (sizes['data'] * sizes['fsdp'] * sizes['sequence'] * experiment.train.accumulate)
   itemsize = 2 if model.activations == 'bfloat16' else 4
@@ -61,7 +62,7 @@ def activation_bytes(experiment, sizes) -> int:
     return tokens * itemsize * model.activation_width()
   block = max(sum(p.size // model.width for p in jax.tree.leaves(model._block_params(b), is_leaf=lambda x: hasattr(x, 'axes')) if len(p.shape) > 1)
               for b in model.blocks)
-  kept = model.depth * model.width + block if model.remat == 'block' else model.depth * (model.width + block)
+  kept = block + {'block': model.depth * model.width, 'offload': model.width}.get(model.remat, model.depth * (model.width + block) - block)
   return tokens * itemsize * kept + 4 * min(tokens * model.vocab, LOGITS_AT_ONCE)
 
 

@@ -77,7 +77,7 @@ def test_hidden_is_what_the_next_token_is_drawn_from(case):
   chex.assert_trees_all_close(from_state, jnp.stack([logits[0, -1], logits[1, 6]]), atol=1e-5)
 
 
-@pytest.mark.parametrize('remat', ['none', 'dots'])
+@pytest.mark.parametrize('remat', ['none', 'dots', 'offload'])
 def test_remat_changes_no_gradient(remat):
   params, tokens = parameters(RWKV), jnp.arange(TIME)[None] % 17
   gradient = lambda model: jax.jit(jax.grad(lambda p: jnp.var(model.apply(p, tokens)[0])))(params)

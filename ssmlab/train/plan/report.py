@@ -85,8 +85,8 @@ def read(experiment, chip: Chip | None, mesh, step) -> Plan:
   stats, program = step.memory_analysis(), Program(step.as_text(), mesh, on_chip=mesh.devices.flat[0].platform == 'tpu')
   memory = dict(arguments=stats.argument_size_in_bytes, temporaries=stats.temp_size_in_bytes,
                 outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes, program=stats.generated_code_size_in_bytes)
-  return Plan(**_known(experiment, chip, mesh), memory=memory | dict(total=sum(memory.values())), traffic=program.traffic(),
-              collectives=tuple(program.collectives()))
+  return Plan(**_known(experiment, chip, mesh), memory=memory | dict(total=sum(memory.values()), host=stats.host_temp_size_in_bytes),
+              traffic=program.traffic(), collectives=tuple(program.collectives()))
 
 
 def _known(experiment, chip: Chip | None, mesh) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _known(experiment, chip: Chip | None, mesh) -> dict[str, Any]:
   model, tokens = experiment.model, experiment.data.batch_size * experiment.data.length
   forward = model.flops(experiment.data.length) * tokens / mesh.size
   return dict(parameters=size(model.params()), tokens=tokens, mesh=dict(mesh.shape), chip=chip, held=held(experiment, mesh), useful=3 * forward,
-              flops=(4 if getattr(model, 'remat', '') == 'block' else 3) * forward)
+              flops=(4 if getattr(model, 'remat', '') in ('block', 'offload') else 3) * forward)
 
 
 def held(experiment, mesh) -> dict[str, int]:
@@ -124,6 +124,7 @@ def table(plan: Plan, advice: list[str]) -> list[tuple[str, str]]:
   what = f'parameters {_size(one["parameters"])}, optimiser {_size(one["optimiser"])}, batch {_size(one["batch"])}'
   if 'temporaries' in plan.memory:
     what += f'; while it runs {_size(plan.memory["temporaries"])}, program {_size(plan.memory["program"])}'
+    what += f'; in the host\'s memory {_size(plan.memory["host"])}' if plan.memory['host'] else ''
   kind = f'{plan.chip.name}, {plan.chip.source}' if plan.chip else 'virtual devices of this CPU'
   rows = [('devices', f'{plan.devices} x {kind}'), ('mesh', ' x '.join(f'{name} {n}' for name, n in plan.mesh.items())),
           ('parameters', f'{plan.parameters:,}'), ('tokens', f'{plan.tokens:,} a step'),

@@ -48,7 +48,7 @@ def state(experiment, sizes: dict[str, int]) -> float:
 
 def _seconds(experiment, chip: Chip, sizes: dict[str, int]) -> float:
   model, data, times = experiment.model, experiment.data, experiment.train.accumulate
-  again, itemsize = getattr(model, 'remat', '') == 'block', 2 if model.activations == 'bfloat16' else 4
+  again, itemsize = getattr(model, 'remat', '') in ('block', 'offload'), 2 if model.activations == 'bfloat16' else 4
   tokens = data.batch_size * data.length
   flops = (3 + again) * model.flops(data.length) * tokens / math.prod(sizes.values())
   weights, ring = size(model.params()) * itemsize / sizes['tensor'], lambda n: (n - 1) / n
@@ -92,8 +92,8 @@ def advice(experiment, needed: float, chip: Chip, devices: int) -> list[str]:
 def _options(experiment, sizes: dict[str, int], devices: int) -> list[dict[str, Any]]:
   """Changes that take memory away, one by one."""
   model, options = experiment.model, []
-  if getattr(model, 'remat', 'block') != 'block':
-    options.append({'model.remat': 'block'})
+  if hasattr(model, 'remat') and model.remat != 'offload':
+    options += [{'model.remat': remat} for remat in ('block', 'offload') if remat != model.remat]
   if model.activations == 'float32':
     options.append({'model.activations': 'bfloat16'})
   options += [{'train.accumulate': n} for n in _doubled(experiment.train.accumulate, experiment.data.batch_size)]
