@@ -1,7 +1,9 @@
 """Weak scaling of an experiment's training step over virtual devices of this CPU: the same rows for every device, along each axis of the mesh.
 
 The devices share the machine's cores, so n of them with n times the rows take n times as long as one, and an overhead: what the collectives take,
-what is computed more than once, and what smaller pieces lose.  The step's collectives, found in its compiled text, are run once more by themselves.
+what is computed more than once, and what smaller or larger pieces lose.  The step's collectives, found in its compiled text, are run once more by
+themselves; `traffic_times` is what a device reads and writes in a step over what one device alone does: above 1 it does what others do too (with
+`tensor`, everything as wide as the residual stream).
 """
 
 import argparse
@@ -22,17 +24,19 @@ AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
 
 def run(experiment, most: int = 8, rows: int = 2, repeats: int = 5) -> list[bench.Row]:
-  """One row per axis and number of devices: milliseconds of the step, its overhead over as many times one device's, the collectives alone.
+  """One row per axis and number of devices: milliseconds of the step, its overhead over as many times one device's, the traffic, the collectives
+  alone.
 
   rows: of a batch, for every device.  most: devices; two and so many are measured.
   """
   cases = [(AXES[0], 1)] + [(axis, count) for axis in AXES for count in sorted({2, most})]
-  moves, steps, alone = {}, {}, {}
+  moves, steps, alone, traffic = {}, {}, {}, {}
   for axis, count in cases:
     mesh = meshes.make(meshes.MeshConfig(**{axis: count}), jax.devices()[:count])
     sized = dataclasses.replace(experiment, mesh=meshes.MeshConfig(**{axis: count}), data=dataclasses.replace(experiment.data, batch_size=rows * count))
     sized.check_shapes(count)
-    steps[axis, count], moves[axis, count] = _step(sized, mesh)
+    steps[axis, count], program = _step(sized, mesh)
+    moves[axis, count], traffic[axis, count] = program.collectives(), program.traffic()
     alone[axis, count] = [_again(move, mesh) for move in moves[axis, count] if move.axes != 'none']
   taken = bench.in_turns(steps, repeats)
   sent = bench.in_turns({case: lambda calls=calls: [call() for call in calls] for case, calls in alone.items()}, repeats)
@@ -40,13 +44,14 @@ def run(experiment, most: int = 8, rows: int = 2, repeats: int = 5) -> list[benc
   for axis, count in cases:
     overhead = taken[axis, count] - count * taken[AXES[0], 1]
     found.append(dict(axis=axis if count > 1 else '-', devices=count, step_ms=1e3 * taken[axis, count], overhead_ms=1e3 * overhead,
-                      overhead_share=overhead / count / taken[AXES[0], 1], collectives_ms=1e3 * sent[axis, count] if count > 1 else 0.0,
+                      overhead_share=overhead / count / taken[AXES[0], 1],
+                      traffic_times=traffic[axis, count] / traffic[AXES[0], 1], collectives_ms=1e3 * sent[axis, count] if count > 1 else 0.0,
                       collectives=sum(move.count for move in moves[axis, count]), sent_MB=sum(move.sent() for move in moves[axis, count]) / 1e6))
   return found
 
 
 def _step(experiment, mesh):
-  """(one call of the training step, its collectives)."""
+  """(one call of the training step, its program)."""
   from ssmlab.train import loop
   from ssmlab.train.plan.program import Program
   trainer = loop.trainer(experiment, mesh)
@@ -58,7 +63,7 @@ def _step(experiment, mesh):
   def call():
     state[0], measured = step(state[0], batch)
     return measured
-  return call, Program(step.as_text(), mesh, on_chip=False).collectives()
+  return call, Program(step.as_text(), mesh, on_chip=False)
 
 
 def _again(move, mesh):
@@ -88,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name, default in (('devices', 8), ('rows', 2), ('repeats', 5)):
     parser.add_argument(f'--{name}', type=int, default=default, help='default %(default)s')
   parser.add_argument('-o', '--output', help='also write the table here, .json or .csv')
-  args = parser.parse_args(argv)
+  args = parser.parse_intermixed_args(argv)
   path = bench.table_path(args.output) if args.output else None
   from ssmlab import launch
   from ssmlab.train.plan import chips
