@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
+import warnings
 
 import jax
 import numpy as np
@@ -93,9 +94,21 @@ def specs(tree, sizes: dict[str, int]):
 
 
 def shardings(tree, mesh: Mesh):
-  """NamedShardings of a declaration tree."""
-  named = lambda p: NamedSharding(mesh, spec(p.shape, p.axes, dict(mesh.shape)))
+  """NamedShardings of a declaration tree; warns of an axis that its mesh axis does not divide."""
+  named = lambda p: NamedSharding(mesh, _outspoken(p.shape, p.axes, dict(mesh.shape)))
   return jax.tree.map(named, tree, is_leaf=lambda x: hasattr(x, 'axes'))
+
+
+def _outspoken(shape: tuple[int, ...], axes: tuple[str | None, ...], sizes: dict[str, int]) -> PartitionSpec:
+  """`spec`, which warns where devices hold, or compute, the same because a number does not divide."""
+  found = spec(shape, axes, sizes)
+  used = {axis for entry in found for axis in ((entry,) if isinstance(entry, str) else entry or ())}
+  for size, name in zip(shape, axes):
+    rule = RULES[name] if name else None
+    for axis in (rule,) if isinstance(rule, str) else rule or ():
+      if size > 1 and sizes.get(axis, 1) > 1 and axis not in used:
+        warnings.warn(f'mesh.{axis}={sizes[axis]} does not divide {size} {name}: each of these devices has the whole')
+  return found
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -131,11 +144,11 @@ def platform() -> str:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-  """Fixes the layout of an activation by axis names; without a mesh, or on one device, does nothing."""
+  """Fixes the layout of an activation by axis names; without a mesh, or on one device, does nothing.  Warns of an axis that stays whole."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(x.shape, axes, dict(mesh.shape)))
+  return jax.lax.with_sharding_constraint(x, _outspoken(x.shape, axes, dict(mesh.shape)))
 
 
 def free_axes() -> dict[str, int]:

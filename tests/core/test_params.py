@@ -74,6 +74,15 @@ def test_specs_follow_the_rules_and_use_a_mesh_axis_once():
     spec((4,), 'depth')
 
 
+def test_what_a_mesh_axis_does_not_divide_is_said():
+  """Also where another axis took the mesh axis, or there is one of something, nothing is computed twice that could be once."""
+  pod = jax.sharding.AbstractMesh((1, 2, 8, 1), mesh.AXES)
+  declared = dict(w=Param((6, 16), ('width', 'inner')), square=Param((16, 5), ('inner', 'hidden')), keys=Param((1, 3), ('heads', None)))
+  assert tuple(mesh.shardings(declared, pod)['w'].spec) == ('fsdp', 'tensor')           # warnings are errors here
+  with pytest.warns(UserWarning, match='^mesh.tensor=8 does not divide 5 heads: each of these devices has the whole$'):
+    mesh.shardings(dict(w=Param((5, 4), ('heads', None))), pod)
+
+
 @pytest.mark.parametrize('config, devices, words', [
     (dict(tensor=3), 8, '2 x 1 x 3 x 1'), (dict(data=4), 8, 'there are 8 devices'), (dict(fsdp=0), 8, 'mesh.fsdp=0'), (dict(tensor=2), 1, 'there are 1 devices')])
 def test_meshes_that_do_not_fit(config, devices, words):
