@@ -27,6 +27,7 @@ from ssmlab.core import mesh as meshes
 from ssmlab.core.params import init
 from ssmlab.eval.generate import stream
 from ssmlab.interop.pretrained import export, load_pretrained
+from ssmlab.models.stack import unstacked
 from ssmlab.tasks import MaskedLM, NextToken
 from ssmlab.train.optimizer import AdamW
 from ssmlab.train.step import Trainer
@@ -103,7 +104,7 @@ class Ours:
   """The lab's model on the peer's weights.  Each use: (ids [batch, time], tokens to decode) -> an action to be timed."""
 
   def __init__(self, model, params):
-    self.model, self.params = dataclasses.replace(model, remat='none', unroll=model.depth), params
+    self.model, self.params = unstacked(dataclasses.replace(model, remat='none'), params)
 
   def logits(self, ids):
     return np.asarray(jax.jit(self.model.apply)(self.params, jnp.asarray(ids))[0])

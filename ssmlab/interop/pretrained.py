@@ -29,7 +29,7 @@ FORMATS: dict[str, Format] = {
 
 # Fields that say how training begins or how numbers are kept, and those that the tensors' shapes say anyway.
 NO_MATTER = ('start', 'size', 'uniform', 'key_start', 'gate_variance', 'input_bias', 'cache_dtype', 'implementation', 'kv_heads', 'value_dim', 'rank_w', 'rank_a', 'rank_v', 'rank_g',
-             'depth_scaled', 'dropout', 'embedding_dropout', 'mixer_dropout', 'channel_dropout', 'activations', 'remat', 'unroll',
+             'depth_scaled', 'dropout', 'embedding_dropout', 'mixer_dropout', 'channel_dropout', 'activations', 'remat',
              'rate', 'position_rate', 'window_rate', 'frequency', 'target', 'fast', 'slow', 'form', 'dt_min', 'dt_max', 'by_fft')
 
 

@@ -85,7 +85,7 @@ class _Activated(ChannelMixer):
 
   def _activate(self, params, x: jax.Array, state, segment_ids):
     if isinstance(self.activation, str):
-      return activation(self.activation)(x), state
+      return jax.checkpoint(activation(self.activation))(x), state         # its gradient from x again: less to write and read than what is in between
     return self.activation.apply(params['activation'], x, state, segment_ids=segment_ids)
 
   def init_state(self, width: int, batch: int):

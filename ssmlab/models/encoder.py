@@ -38,7 +38,7 @@ class Encoder(Stack):
   embedding: with learned positions and segment types where the model has them.  head: for masked words, or None.
   classifier: for fine-tuning, or None.
   embedding_dropout, mixer_dropout, channel_dropout: shares dropped after each, where a key is given; attention's weights are never dropped.
-  activations, remat, unroll: as for LM; norms have float32 statistics whatever the activations.
+  activations, remat: as for LM; norms have float32 statistics whatever the activations.
   """
   vocab: int
   width: int
@@ -56,7 +56,6 @@ class Encoder(Stack):
   channel_dropout: float = 0.0
   activations: str = 'float32'
   remat: str = 'block'
-  unroll: int = 1
 
   def __post_init__(self):
     self._check()

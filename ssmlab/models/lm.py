@@ -30,8 +30,6 @@ class LM(Stack):
   activations: 'float32' | 'bfloat16' (parameters, states, norms and softmax stay float32) | 'float64' (tests).
   remat: what the backward pass recomputes: 'block' (all of a block), 'dots' (all but matrix products), 'none'; 'offload' is 'block' with what enters
     the blocks kept in the host's memory (on a CPU, whose memory that is, no different).
-  unroll: repetitions of the pattern in one turn of the compiled loop where no state is carried: with more of them training compiles longer and
-    runs faster, since less is stacked for the backward pass; decoding would not.
   """
   vocab: int
   width: int
@@ -43,7 +41,6 @@ class LM(Stack):
   head: Head = Head()
   activations: str = 'float32'
   remat: str = 'block'
-  unroll: int = 1
 
   chunk = 1                                                 # tokens read, and drawn, in one step
 

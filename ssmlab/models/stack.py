@@ -28,7 +28,7 @@ class Block:
 
 
 class Stack:
-  """Base of the networks: frozen dataclasses with the fields vocab, width, pattern, depth, channel, norm, embedding, head, activations, remat, unroll.
+  """Base of the networks: frozen dataclasses with the fields vocab, width, pattern, depth, channel, norm, embedding, head, activations, remat.
 
   A subclass says what is in a block (`_block_params(block, index of its layer)`, `_block`) and what is before and after the blocks (`_embed`, `_top`, `logits`).
   Trees of parameters and states hold the blocks in `blocks` (stacked, one entry per place in the pattern), `tail` (the layers left on top)
@@ -39,7 +39,7 @@ class Stack:
 
   def _check(self) -> None:
     name_of = type(self).__name__
-    for name in ('vocab', 'width', 'depth', 'unroll'):
+    for name in ('vocab', 'width', 'depth'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name_of}: {name}={getattr(self, name)} must be at least 1')
     if not self.pattern:
@@ -120,8 +120,7 @@ class Stack:
       run = self._recomputed(lambda carry, xs, blocks=blocks, one=one: self._section(blocks, one, dtype, step, carry, *xs), recompute)
       xs = params[name], state and state[name]
       if name == 'blocks':
-        carry, after[name] = jax.lax.scan(run, carry, (*xs, first + len(blocks) * jnp.arange(self._repeats)),
-                                          unroll=min(self.unroll, self._repeats) if state is None else 1)
+        carry, after[name] = jax.lax.scan(run, carry, (*xs, first + len(blocks) * jnp.arange(self._repeats)))
       else:
         carry, after[name] = run(carry, (*xs, first))
     return carry, after
@@ -185,3 +184,15 @@ class Stack:
   def shapes(self):
     """Shapes of the parameters, float32."""
     return shapes(self.params())
+
+
+def unstacked(model: Stack, params) -> tuple[Stack, Any]:
+  """The same network with a pattern that names every block, and its parameters: nothing is stacked, no loop runs over layers.
+
+  What a step copies out of stacks and into them is a few percent of its time on a CPU; compilation takes as much longer as there are layers.
+  """
+  flat, layers, tree = dataclasses.replace(model, pattern=model.blocks), model.layers(params), dict(params)
+  for name, (blocks, first) in flat._groups().items():
+    parts = layers[first:first + len(blocks)]
+    tree[name] = {str(place): jax.tree.map(lambda leaf: leaf[None], part) if name == 'blocks' else part for place, part in enumerate(parts)}
+  return flat, tree

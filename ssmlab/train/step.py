@@ -72,12 +72,12 @@ class Trainer:
   def _step(self, state: TrainState, batch):
     (total, (count, sums)), grads = self._gradient(state.params, batch, jax.random.fold_in(state.key, state.step))
     count = jnp.maximum(count, 1)
-    grads = jax.tree.map(lambda g: g / count, grads)
-    norm = optax.tree.norm(grads)
+    share = 1 / count
+    norm = optax.tree.norm(grads) * share
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
 
     def better(params, opt_state):
-      updates, opt_state = self.tx.update(grads, opt_state, params)
+      updates, opt_state = self.tx.update(jax.tree.map(lambda g: g * share, grads), opt_state, params)        # here: in one pass with the rest
       return optax.apply_updates(params, updates), opt_state
     # A bad step changes nothing.  A choice of branches: one of numbers is not done in place, 45 ms for 26 with the norm (21M parameters, 2 cores CPU).
     params, opt_state = jax.lax.cond(finite, better, lambda *old: old, state.params, state.opt_state)

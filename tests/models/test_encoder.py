@@ -18,6 +18,7 @@ from ssmlab.mixers import rglru
 from ssmlab.mixers.attention import Attention
 from ssmlab.mixers.bidirectional import Bidirectional
 from ssmlab.models.encoder import padded_vocab
+from ssmlab.models.stack import unstacked
 from ssmlab.tasks import MaskedLM
 from ssmlab.train import Experiment
 
@@ -113,6 +114,14 @@ def test_scan_is_the_plain_loop(case):
         x = x + part.apply(mine[name], x if first else norm.apply(mine[f'norm_{name}'], x))[0]
   x = x if model.post_norm else norm.apply(case.params['norm'], x)
   close(case(), model.logits(case.params, x))
+
+
+def test_unstacked_is_the_same_network(case):
+  """Also where the lowest block stands alone, and with dropout, which goes by the layer."""
+  flat, params = unstacked(case.model, case.params)
+  chex.assert_trees_all_equal_shapes(params, flat.shapes())
+  key = jax.random.key(5)
+  close(jax.jit(lambda params: flat.apply(params, case.tokens, None, IDS, types=case.types, key=key)[0])(params), case(ids=IDS, key=key))
 
 
 def test_dropout_is_the_keys():

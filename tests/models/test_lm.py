@@ -16,6 +16,7 @@ from ssmlab.mixers.attention import Attention
 from ssmlab.mixers.retention import Retention
 from ssmlab.mixers.rglru import RGLRU
 from ssmlab.mixers.rwkv7 import RWKV7
+from ssmlab.models.stack import unstacked
 
 TIME = 12
 RWKV = ssmlab.LM(vocab=17, width=16, pattern=(RWKV7(8, 4, 4, 4, 4),), depth=3, channel=RWKV7ChannelMix(32), norm=LayerNorm(),
@@ -53,6 +54,18 @@ def test_scan_is_the_plain_loop_over_blocks(case):
     carry = h, signals
   logits = model.logits(params, model.norm.apply(params['norm'], carry[0]))
   chex.assert_trees_all_close(apply(params, tokens)[0], logits, atol=2e-5)
+
+
+def test_unstacked_is_the_same_network(case):
+  model, params, tokens, apply = case
+  flat, mine = unstacked(model, params)
+  chex.assert_trees_all_equal_shapes(mine, flat.shapes())
+  assert flat.blocks == model.blocks and len(flat.pattern) == model.depth
+  for split in (slice(0, 7), slice(7, TIME)):
+    found = jax.jit(flat.apply)(mine, tokens[:, split], flat.init_state(2, TIME))
+    expected = apply(params, tokens[:, split], model.init_state(2, TIME))
+    chex.assert_trees_all_close(found[0], expected[0], atol=2e-5)
+    chex.assert_trees_all_close(flat.layers(found[1]), model.layers(expected[1]), atol=2e-5)
 
 
 def test_documents_that_change_between_calls(case):
