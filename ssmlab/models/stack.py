@@ -169,10 +169,13 @@ class Stack:
 
   # What it costs.
 
-  def flops(self, length: int) -> float:
-    """Forward FLOPs per token at a context of `length` tokens, a multiply-add being two; the embedding's look-up counts nothing."""
+  def flops(self, length: int, predicted: float = 1.0) -> float:
+    """Forward FLOPs per token at a context of `length` tokens, a multiply-add being two; the embedding's look-up counts nothing.
+
+    predicted: share of the tokens that the head is computed on.
+    """
     blocks = sum(b.mixer.flops(self.width, length) + (b.channel.flops(self.width) if b.channel else 0) for b in self.blocks)
-    return blocks + self._head_flops()
+    return blocks + predicted * self._head_flops()
 
   def _head_flops(self) -> float:
     return 2 * self.vocab * self.width

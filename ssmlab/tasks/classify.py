@@ -31,6 +31,10 @@ class Classify:
     """`loss` without dropout."""
     return self._measured(model, params, batch, None)
 
+  def predicted(self, length: int) -> float:
+    """Share of the tokens that the language model's head is computed on: none."""
+    return 0.0
+
   def predict(self, model, params, batch, key: jax.Array | None = None) -> jax.Array:
     """float32 [batch]: the class, or the number."""
     logits = self._logits(model, params, batch, key)

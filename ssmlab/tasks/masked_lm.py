@@ -64,6 +64,10 @@ class MaskedLM:
     """Positions of a row that the head is computed on: what is expected and two standard deviations; rows that draw more hide so many."""
     return min(time, math.ceil(ratio * time + 2 * math.sqrt(ratio * (1 - ratio) * time)))
 
+  def predicted(self, length: int) -> float:
+    """Share of the tokens of a training step that the head is computed on."""
+    return self.slots(length, self.ratio) / length
+
   def hide(self, batch, key: jax.Array, ratio: float, ids: int):
     """(tokens with some hidden [batch, time], places int32 [batch, slots], targets int32 [batch, slots], -1 in slots not used).
 

@@ -23,7 +23,7 @@ def costs(experiment) -> list[tuple[str, str]]:
   declared = model.params()
   count, tokens = size(declared), train.steps * data.batch_size * data.length
   ends = size(declared['embedding']) + size(declared.get('head', {}))
-  forward = model.flops(data.length)
+  forward = experiment.flops()
   sizes = dict(zip(meshes.AXES, experiment.mesh.sizes(jax.device_count())))
   activations, held = activation_bytes(experiment, sizes), 16 * on_one_device(declared, sizes)
   state = [model.state_bytes(length) for length in (data.length, 16 * data.length)]

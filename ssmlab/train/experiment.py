@@ -57,6 +57,11 @@ class Experiment:
   mesh: MeshConfig = MeshConfig()
   evals: tuple[tuple[str, Any], ...] = (('valid', HeldOut()),)
 
+  def flops(self) -> float:
+    """Forward FLOPs per token of a training step, with the head on the tokens that the task predicts: of masked words a part, of classes none."""
+    predicted = getattr(self.task, 'predicted', None)
+    return self.model.flops(self.data.length, predicted(self.data.length)) if predicted else self.model.flops(self.data.length)
+
   def check(self, devices: int) -> None:
     """Raises UserError for what no part can see alone: batch against mesh and micro-batches, vocabulary against tokenizer."""
     self.check_shapes(devices)

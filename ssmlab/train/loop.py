@@ -91,7 +91,7 @@ class _Loop:
     self.saved, self.tracing = None, False
     data = experiment.data
     self.step_tokens = data.batch_size * data.length
-    self.step_flops = 3 * experiment.model.flops(data.length) * self.step_tokens
+    self.step_flops = 3 * experiment.flops() * self.step_tokens
 
   def train(self, step, state, start: int):
     """Runs the remaining steps; step n + 1 is dispatched before the numbers of step n are read."""
@@ -197,7 +197,7 @@ class _Loop:
     self._save(state, steps)
     self.checkpoints.wait()
     summary = dict(self.results, steps=steps, tokens=self.tokens, seconds=seconds, seconds_with_evaluation=self.clock(),
-                   flops=3 * model.flops(self.experiment.data.length) * self.tokens, parameters=model.size(),
+                   flops=3 * self.experiment.flops() * self.tokens, parameters=model.size(),
                    state_bytes=model.state_bytes(self.experiment.data.length))
     if isinstance(model, CALM):
       summary |= {f'FLOPs, {what}': flops for what, flops in cost.report(model, self.experiment.data.length, self.tokens)}

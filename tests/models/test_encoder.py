@@ -19,7 +19,7 @@ from ssmlab.mixers.attention import Attention
 from ssmlab.mixers.bidirectional import Bidirectional
 from ssmlab.models.encoder import padded_vocab
 from ssmlab.models.stack import unstacked
-from ssmlab.tasks import MaskedLM
+from ssmlab.tasks import Classify, MaskedLM
 from ssmlab.train import Experiment
 
 TIME, VOCAB, WIDTH = 14, 19, 16
@@ -185,7 +185,11 @@ def test_costs():
   assert padded_vocab(30522) == 30528 and padded_vocab(64) == 64
   assert BERT.state_bytes(9) is None and eval(repr(MODERN), vars(ssmlab) | globals()) == MODERN
   matrices = 2 * (4 * 16 * 16 + 3 * 16 * 24)                                    # windows see 2 * 3 - 1 keys
-  assert MODERN.flops(100) == 4 * matrices + 4 * 16 * (100 + 5 + 100 + 5) + 2 * (VOCAB * WIDTH + WIDTH ** 2)
+  blocks, head = 4 * matrices + 4 * 16 * (100 + 5 + 100 + 5), 2 * (VOCAB * WIDTH + WIDTH ** 2)
+  assert MODERN.flops(100) == blocks + head
+  experiment = Experiment(MODERN, data=Documents(tokenizer=Bytes(), length=100, most=50), task=MaskedLM(mask=1, ratio=0.15))
+  assert experiment.flops() == blocks + 0.23 * head                             # 15 slots of 100 and two standard deviations of 3.6
+  assert dataclasses.replace(experiment, task=Classify()).flops() == blocks
 
 
 def test_no_text_is_continued():

@@ -92,7 +92,7 @@ def read(experiment, chip: Chip | None, mesh, step) -> Plan:
 def _known(experiment, chip: Chip | None, mesh) -> dict[str, Any]:
   """The part of a plan that needs no compiler."""
   model, tokens = experiment.model, experiment.data.batch_size * experiment.data.length
-  forward = model.flops(experiment.data.length) * tokens / mesh.size
+  forward = experiment.flops() * tokens / mesh.size
   return dict(parameters=size(model.params()), tokens=tokens, mesh=dict(mesh.shape), chip=chip, held=held(experiment, mesh), useful=3 * forward,
               flops=(4 if getattr(model, 'remat', '') in ('block', 'offload') else 3) * forward)
 

@@ -50,7 +50,7 @@ def _seconds(experiment, chip: Chip, sizes: dict[str, int]) -> float:
   model, data, times = experiment.model, experiment.data, experiment.train.accumulate
   again, itemsize = getattr(model, 'remat', '') in ('block', 'offload'), 2 if model.activations == 'bfloat16' else 4
   tokens = data.batch_size * data.length
-  flops = (3 + again) * model.flops(data.length) * tokens / math.prod(sizes.values())
+  flops = (3 + again) * experiment.flops() * tokens / math.prod(sizes.values())
   weights, ring = size(model.params()) * itemsize / sizes['tensor'], lambda n: (n - 1) / n
   copies = sizes['data'] * sizes['sequence']
   sent = times * weights * ((3 + again) * ring(sizes['fsdp']) + 2 * ring(copies) / sizes['fsdp'])
