@@ -68,7 +68,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True, win
 def _one_by_one(q: jax.Array, k: jax.Array) -> bool:
   """Whether one sequence is taken after another: where a CPU is the only device and there are many scores, those of one stay in its caches.
 
-  0.65 to 0.8 of the time forward + backward: 4 x 256 tokens, 12 heads of 64, and causal 4 x 512, 4 heads (float32, 2 cores, November 2026).
+  0.65 to 0.8 of attention's time forward + backward: 4 x 256 tokens, 12 heads of 64, and causal 4 x 512, 4 heads (float32, 2 cores, November 2026).
   """
   scores = q[..., 0].size * k.shape[1]
   return meshes.platform() == 'cpu' and jax.sharding.get_abstract_mesh().size <= 1 and len(q) > 1 and scores > _MANY
@@ -101,7 +101,8 @@ def _of_part(rule: 'Rule', q, k, v, places: 'Places') -> jax.Array:
 
 
 # Forward + backward against jax.nn.dot_product_attention over the whole, 4 heads of 64, float32, 2 cores CPU, busy, November 2026: 0.6 of the
-# time at batch 4 x 512, 0.35 at 1 x 4096, 0.1 there with a window of 256; blocks of 64 to 256 and 8 or 16 pieces are within the noise.  _MANY: scores of all sequences from which these are taken one by one.
+# time at batch 4 x 512, 0.35 at 1 x 4096, 0.1 there with a window of 256; blocks of 64 to 256 and 8 or 16 pieces are within the noise.
+# _MANY: scores of all sequences, above which these are taken one by one.
 _BLOCK, _PIECES, _MANY = 256, 8, 2**18
 Places = tuple[jax.Array, jax.Array]              # of tokens: index in the row and number of the document, both int32 [batch, time]
 

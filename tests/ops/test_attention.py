@@ -16,6 +16,7 @@ BATCH, HEADS, KV, SIZE = 3, 4, 2, 5
 def small_blocks(monkeypatch):
   monkeypatch.setattr(attention, '_BLOCK', 4)
   monkeypatch.setattr(attention, '_PIECES', 3)
+  monkeypatch.setattr(attention, '_MANY', 5000)              # 29 tokens: one sequence after another; 13: all at once
 
 
 def definition(q, k, v, causal, window, ids, slopes=None):
