@@ -1,6 +1,7 @@
 """Run by test_sharding.py in a process with eight virtual devices: each mixer's training step on two meshes against one device.
 
-Prints 'NAME loss-difference gradient-difference gathers' for every mixer; gathers: places where a device gets an activation of whole rows.
+Prints 'NAME gathers loss-difference gradient-difference reading-difference' for every mixer; gathers: places where a device gets an activation of
+whole rows; reading: a call that carries a state, its time split.
 """
 
 import importlib
@@ -25,6 +26,12 @@ from ssmlab.models import LM
 from ssmlab.tasks import NextToken
 
 WRAPPED = {'bidirectional': Bidirectional(rglru.TINY), 'augmented': Augmented(rglru.TINY, (Bottleneck(reduction=4), Circulant(blocks=2)))}
+MESHES = dict(data=2, fsdp=2, tensor=2), dict(tensor=2, sequence=4)
+
+
+def parameters(model):
+  """None of them is zero."""
+  return jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), init(jax.random.key(0), model.params()))
 
 
 def gradients(model, task, params, batch, mesh):
@@ -38,16 +45,31 @@ def gradients(model, task, params, batch, mesh):
     return jax.tree.map(np.asarray, step(*arguments)), step.as_text()
 
 
-MESHES = dict(data=2, fsdp=2, tensor=2), dict(tensor=2, sequence=4)
+def reading(model, params, batch) -> float:
+  """Largest difference between eight devices, which share the time of a call with a state, and one: of the logits, and of those of a call that goes on
+  from the last state on one device (how a state is scaled is a mixer's own affair).  Relative to the largest logit; 0 where nothing is carried."""
+  if not all(block.mixer.has_state for block in model.blocks):
+    return 0.0
+  tokens, ids = batch['tokens'], batch['segment_ids']
+  alone, shared = meshes.make(devices=jax.devices()[:1]), meshes.make(meshes.MeshConfig(**MESHES[-1]))
+  found = []
+  for mesh in (alone, shared):
+    with meshes.use(mesh):
+      given = place(dict(tokens=tokens, segment_ids=ids), mesh)
+      here = jax.tree.map(jax.device_put, params, meshes.shardings(model.params(), mesh))
+      logits, state = jax.jit(model.apply)(here, given['tokens'], model.init_state(len(tokens), 2 * tokens.shape[1]), given['segment_ids'])
+    more, _ = jax.jit(model.apply)(params, tokens[:, ::-1], jax.tree.map(np.asarray, state), np.broadcast_to(ids[:, -1:], ids.shape))
+    found.append(np.concatenate([logits, more], axis=1))
+  one, many = found
+  return float(np.abs(many - one).max() / np.abs(one).max())
 
 
-def compare(model, task, batch, floor: float = 0.0) -> tuple[float, float, int]:
-  """(loss, gradient, gathers): largest difference between eight devices and one, relative to the largest number of the array; none of the parameters
-  is zero.
+def compare(model, task, batch, floor: float = 0.0) -> tuple[int, float, float]:
+  """(gathers, loss, gradient): largest difference between eight devices and one, relative to the largest number of the array.
 
   floor: an array counts as at least so large, as a share of the largest one: a key bias, say, has no gradient but rounding.
   """
-  params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), init(jax.random.key(0), model.params()))
+  params = parameters(model)
   one, _ = gradients(model, task, params, batch, meshes.make(devices=jax.devices()[:1]))
   least = floor * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[1])) + 1e-12
   relative = lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), least))
@@ -55,7 +77,7 @@ def compare(model, task, batch, floor: float = 0.0) -> tuple[float, float, int]:
   found = [jax.tree.map(relative, numbers, one) for numbers in many]
   rows, time = batch['tokens'].shape[0], batch['tokens'].shape[1] // getattr(model, 'chunk', 1)
   gathers = len(re.findall(rf'= f32\[{rows},{time},[\d,]*\]\S* all-gather(?:-start)?\(', texts[-1]))
-  return max(loss for loss, _ in found), max(max(jax.tree.leaves(gradient)) for _, gradient in found), gathers
+  return gathers, max(loss for loss, _ in found), max(max(jax.tree.leaves(gradient)) for _, gradient in found)
 
 
 def main(names):
@@ -66,7 +88,7 @@ def main(names):
     module = importlib.import_module(f'ssmlab.mixers.{name}')
     mixer = WRAPPED[name] if name in WRAPPED else module.TINY
     model = LM(vocab=32, width=16, pattern=(mixer,), depth=2, channel=GatedMLP(32), embedding=Embedding(size=1.0))
-    print(name, *compare(model, NextToken(), batch), flush=True)
+    print(name, *compare(model, NextToken(), batch), reading(model, parameters(model), batch), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Run by test_sharding.py in a process with eight virtual devices: training steps of encoders and of CALM's two stages, on a mesh against one device.
 
-Prints 'NAME loss-difference gradient-difference gathers' for every network.
+Prints 'NAME gathers loss-difference gradient-difference' for every network.
 """
 
 import jax

@@ -1,5 +1,5 @@
 """On two meshes of eight virtual devices (data 2, fsdp 2, tensor 2; tensor 2, sequence 4) every mixer and every kind of network gives one device's
-loss and gradients."""
+loss and gradients, and every mixer that carries a state one device's logits and last state where the mesh splits the time that it reads."""
 
 import csv
 import pkgutil
@@ -17,10 +17,10 @@ GATHER = {'slstm', 'ttt_linear', 'bert', 'modern', 'calm'}
 
 @pytest.mark.parametrize('script, names', [('sharded', MIXERS), ('sharded_networks', ['autoencoder', 'bert', 'calm', 'modern'])])
 def test_sharded_is_one_device(script, names):
-  rows = {name: (float(loss), float(gradient), int(gathers)) for name, loss, gradient, gathers in map(str.split, lines(f'train/{script}'))}
+  rows = {name: (int(gathers), *map(float, differences)) for name, gathers, *differences in map(str.split, lines(f'train/{script}'))}
   assert sorted(rows) == names
-  assert all(loss < 1e-5 and gradient < 1e-4 for loss, gradient, _ in rows.values()), rows
-  assert {name for name, (_, _, gathers) in rows.items() if gathers} == GATHER & set(names), rows
+  assert all(loss < 1e-5 and gradient < 1e-4 and max(reading, default=0) < 1e-5 for _, loss, gradient, *reading in rows.values()), rows
+  assert {name for name, (gathers, *_) in rows.items() if gathers} == GATHER & set(names), rows
 
 
 def test_weak_scaling_says_what_every_axis_sends(experiment_file, tmp_path, run):
