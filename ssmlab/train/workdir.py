@@ -52,16 +52,25 @@ def load_module(path: pathlib.Path):
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except BaseException:
+    del sys.modules[name]                                    # half of it is not the module
+    raise
   return module
 
 
 def open_config(path: pathlib.Path) -> Experiment:
-  """The experiment of a workdir.  Raises UserError where there is none."""
+  """The experiment of a workdir.  Raises UserError where there is none, or one that this version cannot read."""
   file = path / 'config.py'
   if not file.exists():
     raise UserError(f'{path} is not a workdir: it has no config.py')
-  return load_module(file).config()
+  try:
+    return load_module(file).config()
+  except (AttributeError, ImportError, TypeError, ValueError) as error:              # a class, field or value that is not there, or no more
+    record = path / 'environment.json'
+    revision = (json.loads(record.read_text()).get('git') or {}).get('revision') if record.exists() else None
+    raise UserError(f'{file} does not fit this version of ssmlab ({error}); revision {revision or "unknown"} wrote it') from error
 
 
 def prepare(experiment: Experiment, path: pathlib.Path) -> pathlib.Path:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from ssmlab.core.config import UserError
 from ssmlab.train import metrics, workdir
 from tests.train.conftest import command
 
@@ -106,6 +107,19 @@ def test_launch_print_sample_and_eval(experiment_file, tmp_path, run):
   assert status == 0 and out.count('block 1') == 2 and (tmp_path / 'd.png').stat().st_size > 10_000, err
   status, out, err = run('eval', tmp_path / 'r', '--suite', 'draws')
   assert status == 2 and 'draws from probabilities' in err and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('old, new, words', [
+    ('depth=2', 'depth=2, unroll=4', "unexpected keyword argument 'unroll'"), ('import LM', 'import LM, Gone', "cannot import name 'Gone'"),
+    ("remat='block'", "remat='all'", "remat='all' is not one of none, block")])
+def test_a_workdir_of_another_version_is_one_line(experiment, tmp_path, old, new, words):
+  file = workdir.prepare(experiment, tmp_path) / 'config.py'
+  assert file.read_text().count(old) == 1
+  file.write_text(file.read_text().replace(old, new))
+  for _ in range(2):
+    with pytest.raises(UserError, match='config.py does not fit this version of ssmlab') as caught:
+      workdir.open_config(tmp_path)
+    assert words in str(caught.value) and str(caught.value).count('\n') == 0 and 'wrote it' in str(caught.value)
 
 
 def test_sweep_runs_every_entry(experiment_file, tmp_path, run):
