@@ -13,6 +13,11 @@ pytest_plugins = ['tests.golden.table']
 jax.config.update('jax_default_matmul_precision', 'highest')
 
 
+def pytest_collection_modifyitems(items):
+  """What takes minutes goes first, so that in the end no worker is alone with it."""
+  items.sort(key=lambda item: item.path.name not in ('test_sharding.py', 'test_hosts.py', 'test_sequence.py'))
+
+
 @pytest.fixture(scope='session', autouse=True)
 def corpus_cache(tmp_path_factory):
   """Tokenised corpora of the tests stay out of the user's cache."""

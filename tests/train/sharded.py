@@ -1,18 +1,16 @@
-"""Run by test_sharding.py in a process with eight virtual devices: each mixer's training step on two meshes against one device.
+"""Run by test_sharding.py in a process with eight virtual devices: the training step of each mixer that is named on two meshes against one device.
 
 Prints 'NAME gathers loss-difference gradient-difference reading-difference' for every mixer; gathers: places where a device gets an activation of
 whole rows; reading: a call that carries a state, its time split.
 """
 
 import importlib
-import pkgutil
 import re
 import sys
 
 import jax
 import numpy as np
 
-import ssmlab.mixers
 from ssmlab.core import mesh as meshes
 from ssmlab.core.params import init
 from ssmlab.eval.heldout import place
@@ -84,7 +82,7 @@ def main(names):
   random = np.random.default_rng(0)
   ids = np.sort(random.integers(1, 4, (8, 16)), axis=1).astype(np.int32)
   batch = dict(tokens=random.integers(0, 32, (8, 16), dtype=np.int32), targets=random.integers(0, 32, (8, 16), dtype=np.int32), segment_ids=ids)
-  for name in names or sorted(m.name for m in pkgutil.iter_modules(ssmlab.mixers.__path__)):
+  for name in names:
     module = importlib.import_module(f'ssmlab.mixers.{name}')
     mixer = WRAPPED[name] if name in WRAPPED else module.TINY
     model = LM(vocab=32, width=16, pattern=(mixer,), depth=2, channel=GatedMLP(32), embedding=Embedding(size=1.0))
