@@ -61,9 +61,9 @@ def test_meshes_that_are_no_product_of_the_torus(topology, sizes):
 
 def test_offload_keeps_what_enters_the_blocks_on_the_host(v5e):
   chip, devices = v5e
-  plans = {remat: report.plan(parse(experiment(fsdp=4), [f'model.remat={remat}', 'model.depth=24', 'data.length=512']), chip, devices)
+  plans = {remat: report.plan(parse(experiment(fsdp=4), [f'model.remat={remat}', 'model.depth=24', 'model.width=256', 'data.length=2048']), chip, devices)
            for remat in ('block', 'offload')}
   one = experiment(fsdp=4)
-  entering = 24 * one.data.batch_size // 4 * 512 * one.model.width * (2 if one.model.activations == 'bfloat16' else 4)
-  assert plans['block'].memory['host'] == 0 and entering <= plans['offload'].memory['host'] <= 4 * entering         # widths below 128 are padded
+  entering = 24 * one.data.batch_size // 4 * 2048 * 256 * (2 if one.model.activations == 'bfloat16' else 4)
+  assert plans['block'].memory['host'] == 0 and entering <= plans['offload'].memory['host'] <= 1.1 * entering
   assert plans['offload'].memory['temporaries'] < plans['block'].memory['temporaries']
