@@ -155,3 +155,12 @@ def free_axes() -> dict[str, int]:
   """Axis -> number of shards of the mesh that is set; empty without a mesh, on one device and inside shard_map."""
   mesh = jax.sharding.get_abstract_mesh()
   return {} if mesh.empty or mesh.size == 1 or mesh.manual_axes else dict(mesh.shape)
+
+
+def whole(x: jax.Array, axis: int) -> jax.Array:
+  """Keeps `axis` of an activation on every device and leaves the others to the compiler: a loop steps through it, and a split one would be exchanged in
+  every turn."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None if i == axis else PartitionSpec.UNCONSTRAINED for i in range(x.ndim))))

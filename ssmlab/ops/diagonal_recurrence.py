@@ -270,7 +270,7 @@ def _blocked(reverse: bool, a: Numbers, b: Numbers, initial: Numbers) -> Numbers
 
   def cut(x):
     x = jnp.pad(x, ((0, 0), (padding, 0) if reverse else (0, padding)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[:1] + (blocks, _BLOCK) + x.shape[2:]), 1, 0)
+    return meshes.whole(jnp.moveaxis(x.reshape(x.shape[:1] + (blocks, _BLOCK) + x.shape[2:]), 1, 0), 0)
 
   def one_block(h, inputs):
     h = _associative(reverse, *inputs, h)

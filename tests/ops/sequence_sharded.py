@@ -123,6 +123,7 @@ CASES = {
         'loop': dict(decay='channel', rank_one=True, form='sequential')}.items()},
     **{f'diagonal, {name}, {form}': functools.partial(diagonal, form=form, **options) for form in ('sequential', 'associative') for name, options in {
         'real': {}, 'complex': dict(imaginary=True), 'constant': dict(imaginary=True, constant=True), 'reverse': dict(reverse=True)}.items()},
+    'diagonal, constant, blocked': functools.partial(diagonal, form='blocked', imaginary=True, constant=True),
     **{f'selective, {form}': functools.partial(selective, form=form) for form in ('recomputed', 'materialised')},
     **{f'{name}, {form}': functools.partial(make, form=form) for name, make in (('average', average), ('gates', gates)) for form in ('sequential', 'associative')},
     'token shift': functools.partial(short, reach=1), 'short convolution': functools.partial(short, reach=3),
