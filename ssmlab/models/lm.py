@@ -187,7 +187,4 @@ def _other_document(carried: jax.Array, segment_ids: jax.Array) -> jax.Array:
 
 
 def _fresh_rows(state, rows: jax.Array | None):
-  """The state with the marked rows as if nothing had been read, which for every mixer is zero."""
-  if state is None or rows is None:
-    return state
-  return jax.tree.map(lambda leaf: jnp.where(rows.reshape(-1, *(1,) * (leaf.ndim - 1)), jnp.zeros_like(leaf), leaf), state)
+  return state if state is None or rows is None else segments.fresh(state, rows)

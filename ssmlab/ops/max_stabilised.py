@@ -149,7 +149,7 @@ def _along(form: str, log_decay, stretch, read, tokens, start, reverse: bool = F
     sums, results = step(sums, t)
     return (sums, tuple(jax.lax.dynamic_update_index_in_dim(line, x, t, axis=1) for line, x in zip(lines, results))), None
   lines = tuple(jnp.zeros((x.shape[0], time, x.shape[1]), x.dtype) for x in jax.eval_shape(step, start, 0)[1])
-  (last, results), _ = jax.lax.scan(put, (start, lines), jnp.arange(time), reverse=reverse)
+  (last, results), _ = jax.lax.scan(put, (start, lines), jnp.arange(time), reverse=reverse, unroll=2)
   return results, last
 
 

@@ -5,6 +5,8 @@ token whose left neighbour has another id, except at the call's first real token
 (the model replaces the state beforehand where the document is another one; see `models.lm`).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -46,3 +48,8 @@ def last_real(segment_ids: jax.Array) -> jax.Array:
   """Index of the last real token, -1 where the row has none.  int32 [batch]."""
   time = segment_ids.shape[1]
   return jnp.max(jnp.where(real(segment_ids), jnp.arange(time, dtype=jnp.int32), -1), axis=1)
+
+
+def fresh(state: Any, rows: jax.Array) -> Any:
+  """A state with the marked rows as if nothing had been read, which for every mixer is zero.  rows: bool [batch]."""
+  return jax.tree.map(lambda leaf: jnp.where(rows.reshape(-1, *(1,) * (leaf.ndim - 1)), jnp.zeros_like(leaf), leaf), state)

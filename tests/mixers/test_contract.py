@@ -15,8 +15,8 @@ from ssmlab.core import mesh
 from ssmlab.core.params import Param, init
 
 WIDTH, BATCH, TIME = 16, 3, 13
-# What wraps another mixer has tests of its own: test_bidirectional.py, test_augmented.py.
-NAMES = sorted(m.name for m in pkgutil.iter_modules(ssmlab.mixers.__path__) if m.name not in ('augmented', 'bidirectional'))
+# What wraps another mixer has tests of its own: test_bidirectional.py, test_augmented.py, test_segmented.py.
+NAMES = sorted(m.name for m in pkgutil.iter_modules(ssmlab.mixers.__path__) if m.name not in ('augmented', 'bidirectional', 'segmented'))
 # Three documents, with padding on the left, in the middle and on the right.
 IDS = np.array([[1] * 5 + [2] * 8, [0, 0] + [3] * 4 + [4] * 1 + [5] * 6, [7] * 6 + [0] + [7] * 3 + [0] * 3], np.int32)
 

@@ -20,10 +20,12 @@ from ssmlab.layers.shortcut import Bottleneck, Circulant
 from ssmlab.mixers import rglru
 from ssmlab.mixers.augmented import Augmented
 from ssmlab.mixers.bidirectional import Bidirectional
+from ssmlab.mixers.segmented import Segmented
 from ssmlab.models import LM
 from ssmlab.tasks import NextToken
 
-WRAPPED = {'bidirectional': Bidirectional(rglru.TINY), 'augmented': Augmented(rglru.TINY, (Bottleneck(reduction=4), Circulant(blocks=2)))}
+WRAPPED = {'bidirectional': Bidirectional(rglru.TINY), 'augmented': Augmented(rglru.TINY, (Bottleneck(reduction=4), Circulant(blocks=2))),
+           'segmented': Segmented(rglru.TINY, tokens=5)}
 MESHES = dict(data=2, fsdp=2, tensor=2), dict(tensor=2, sequence=4)
 
 
@@ -62,16 +64,17 @@ def reading(model, params, batch) -> float:
   return float(np.abs(many - one).max() / np.abs(one).max())
 
 
-def compare(model, task, batch, floor: float = 0.0) -> tuple[int, float, float]:
+def compare(model, task, batch, floor: float = 0.0, of_sizes=MESHES) -> tuple[int, float, float]:
   """(gathers, loss, gradient): largest difference between eight devices and one, relative to the largest number of the array.
 
   floor: an array counts as at least so large, as a share of the largest one: a key bias, say, has no gradient but rounding.
+  of_sizes: the sizes of the eight devices' axes, of each mesh.
   """
   params = parameters(model)
   one, _ = gradients(model, task, params, batch, meshes.make(devices=jax.devices()[:1]))
   least = floor * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[1])) + 1e-12
   relative = lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), least))
-  many, texts = zip(*(gradients(model, task, params, batch, meshes.make(meshes.MeshConfig(**sizes))) for sizes in MESHES))
+  many, texts = zip(*(gradients(model, task, params, batch, meshes.make(meshes.MeshConfig(**sizes))) for sizes in of_sizes))
   found = [jax.tree.map(relative, numbers, one) for numbers in many]
   rows, time = batch['tokens'].shape[0], batch['tokens'].shape[1] // getattr(model, 'chunk', 1)
   gathers = len(re.findall(rf'= f32\[{rows},{time},[\d,]*\]\S* all-gather(?:-start)?\(', texts[-1]))
@@ -86,7 +89,10 @@ def main(names):
     module = importlib.import_module(f'ssmlab.mixers.{name}')
     mixer = WRAPPED[name] if name in WRAPPED else module.TINY
     model = LM(vocab=32, width=16, pattern=(mixer,), depth=2, channel=GatedMLP(32), embedding=Embedding(size=1.0))
-    print(name, *compare(model, NextToken(), batch), reading(model, parameters(model), batch), flush=True)
+    if name == 'segmented':                                  # which refuses a mesh that splits time
+      print(name, *compare(model, NextToken(), batch, of_sizes=MESHES[:1]), flush=True)
+    else:
+      print(name, *compare(model, NextToken(), batch), reading(model, parameters(model), batch), flush=True)
 
 
 if __name__ == '__main__':
