@@ -55,5 +55,31 @@ class Mixer:
     return y, state, signals
 
 
+class Wrapper(Mixer):
+  """Base of a mixer around another one, its field `mixer`, whose state, longest length and signals it has; it gives params, flops, for_generation and
+  apply_signals."""
+
+  @property
+  def has_state(self) -> bool:
+    return self.mixer.has_state
+
+  @property
+  def max_length(self) -> int | None:
+    return self.mixer.max_length
+
+  def init_state(self, width: int, batch: int, max_length: int):
+    return self.mixer.init_state(width, batch, max_length)
+
+  def room(self, state) -> int | None:
+    return self.mixer.room(state)
+
+  def signals(self, x: jax.Array) -> dict[str, Any]:
+    return self.mixer.signals(x)
+
+  def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
+    y, state, _ = self.apply_signals(params, x, state, self.signals(x), segment_ids=segment_ids)
+    return y, state
+
+
 def _same(params):
   return params

@@ -9,11 +9,11 @@ import dataclasses
 import jax
 
 from ssmlab.layers.shortcut import Bottleneck, Shortcut
-from ssmlab.mixers import Mixer
+from ssmlab.mixers import Mixer, Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmented(Mixer):
+class Augmented(Wrapper):
   """y = mixer(x) + sum_i T_i(x), with a T_i for every one of `shortcuts`; PanGu-pi has attention and one Bottleneck.
 
   mixer: any.  Its state is the whole state: shortcuts work on one token.
@@ -21,22 +21,8 @@ class Augmented(Mixer):
   mixer: Mixer
   shortcuts: tuple[Shortcut, ...] = (Bottleneck(),)
 
-  @property
-  def has_state(self) -> bool:
-    return self.mixer.has_state
-
-  @property
-  def max_length(self) -> int | None:
-    return self.mixer.max_length
-
   def params(self, width: int):
     return dict(mixer=self.mixer.params(width), shortcuts={str(i): one.params(width) for i, one in enumerate(self.shortcuts)})
-
-  def init_state(self, width: int, batch: int, max_length: int):
-    return self.mixer.init_state(width, batch, max_length)
-
-  def room(self, state) -> int | None:
-    return self.mixer.room(state)
 
   def for_generation(self, length: int | None):
     made, turned = self.mixer.for_generation(length)
@@ -44,13 +30,6 @@ class Augmented(Mixer):
 
   def flops(self, width: int, length: int) -> float:
     return self.mixer.flops(width, length) + sum(one.flops(width) for one in self.shortcuts)
-
-  def signals(self, x: jax.Array):
-    return self.mixer.signals(x)
-
-  def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
-    y, state, _ = self.apply_signals(params, x, state, self.signals(x), segment_ids=segment_ids)
-    return y, state
 
   def apply_signals(self, params, x: jax.Array, state, signals, *, segment_ids=None):
     y, state, signals = self.mixer.apply_signals(params['mixer'], x, state, signals, segment_ids=segment_ids)

@@ -9,12 +9,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ssmlab.mixers import Mixer
+from ssmlab.mixers import Mixer, Wrapper
 from ssmlab.ops import segments, sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmented(Mixer):
+class Segmented(Wrapper):
   """y = mixer(x), `tokens` at a time.  Parameters, state and signals are the mixer's, so that a checkpoint can be read either way.
 
   mixer: one with a state; it pays where that is small.  Attention's, which holds the whole length, is kept once for every segment.
@@ -30,18 +30,8 @@ class Segmented(Mixer):
     if not self.mixer.has_state:
       raise ValueError(f'Segmented: {type(self.mixer).__name__} has no state to hand on')
 
-  @property
-  def max_length(self) -> int | None:
-    return self.mixer.max_length
-
   def params(self, width: int):
     return self.mixer.params(width)
-
-  def init_state(self, width: int, batch: int, max_length: int):
-    return self.mixer.init_state(width, batch, max_length)
-
-  def room(self, state) -> int | None:
-    return self.mixer.room(state)
 
   def for_generation(self, length: int | None):
     made, turned = self.mixer.for_generation(length)
@@ -49,13 +39,6 @@ class Segmented(Mixer):
 
   def flops(self, width: int, length: int) -> float:
     return self.mixer.flops(width, length)
-
-  def signals(self, x: jax.Array):
-    return self.mixer.signals(x)
-
-  def apply(self, params, x: jax.Array, state=None, *, segment_ids=None):
-    y, state, _ = self.apply_signals(params, x, state, self.signals(x), segment_ids=segment_ids)
-    return y, state
 
   def apply_signals(self, params, x: jax.Array, state, signals, *, segment_ids=None):
     (batch, time, width), begins = x.shape, None
