@@ -12,37 +12,52 @@ import jax.numpy as jnp
 from ssmlab import bench
 from ssmlab.core.config import UserError
 from ssmlab.core.params import init
+from ssmlab.mixers.segmented import Segmented
 from ssmlab.models import LM
 
 
-def run(models: dict[str, Any], lengths: Sequence[int], batch: int = 1, repeats: int = 5) -> list[bench.Row]:
+STEPS = 64                                                  # of decoding, in one compiled loop
+
+
+def run(models: dict[str, Any], lengths: Sequence[int], batch: int = 4, repeats: int = 5, segment: int = 0) -> list[bench.Row]:
   """One row per model's first mixer and length.
 
   models: name -> LM; the mixer is measured alone, at the model's width, float32 parameters, random inputs.
   batch: sequences, the same number at every length: with the same number of tokens instead, a longer batch would hold fewer sequences, and a
     recurrence would have fewer lanes to run over at a time.
-  Columns: microseconds per token of forward and of forward + backward (best of `repeats`); of one decoding step of one sequence after
-  `length` tokens; training_MiB: temporary memory of the compiled gradient; state_bytes per sequence; flops: forward FLOPs per token by
+  segment: tokens that a mixer whose state does not grow with the length reads at a time (mixers.segmented); 0: all at once.
+  Columns: microseconds per token of forward and of forward + backward (best of `repeats`, each of as many tokens as the longest length has, so
+  that a short length has no more chances of a quiet moment than a long one); of one of 64 decoding steps of one sequence after `length` tokens; training_MiB: temporary memory of the compiled gradient; state_bytes per sequence; flops: forward FLOPs per token by
   arithmetic.
   """
-  return [row for name, model in models.items() for row in _rows(name, model, lengths, batch, repeats)]
+  return [row for name, model in models.items() for row in _rows(name, model, lengths, batch, repeats, segment)]
 
 
-def _rows(name: str, model, lengths: Sequence[int], batch: int, repeats: int) -> list[bench.Row]:
+def _rows(name: str, model, lengths: Sequence[int], batch: int, repeats: int, segment: int) -> list[bench.Row]:
   mixer = model.blocks[0].mixer
   params = init(jax.random.key(0), mixer.params(model.width))
+  if segment and _state_bytes(mixer, model.width, 2) == _state_bytes(mixer, model.width, 1):
+    mixer = Segmented(mixer, segment)
+  else:
+    segment = 0
   params = jax.tree.map(lambda a: a + 0.01, params)                                # matrices that start at zero would be too easy
   rows, actions = [], dict(forward={}, training={}, decode={})
   for length in lengths:
     more, of_length = _actions(mixer, params, model.width, batch, length)
-    rows.append(dict(mixer=name, width=model.width, batch=batch, length=length) | more)
+    rows.append(dict(mixer=name, width=model.width, batch=batch, segment=segment, length=length) | more)
     for use, action in of_length.items():
       actions[use][length] = action
   for use, of_use in actions.items():
-    taken = bench.in_turns(of_use, repeats, calls=50 if use == 'decode' else 1)
+    times = {length: 1 if use == 'decode' else max(lengths) // length for length in of_use}
+    taken = bench.in_turns({length: _repeated(action, times[length]) for length, action in of_use.items()}, repeats, calls=20 if use == 'decode' else 1)
     for row in rows:
-      row[f'{use}_us'] = 1e6 * taken[row['length']] / (1 if use == 'decode' else row['batch'] * row['length'])
+      row[f'{use}_us'] = 1e6 * taken[row['length']] / times[row['length']] / (STEPS if use == 'decode' else row['batch'] * row['length'])
   return rows
+
+
+def _repeated(action, times: int):
+  """The action so many times, each waited for."""
+  return lambda: [jax.block_until_ready(action()) for _ in range(times)][-1]
 
 
 def _actions(mixer, params, width: int, batch: int, length: int):
@@ -51,15 +66,27 @@ def _actions(mixer, params, width: int, batch: int, length: int):
   forward = jax.jit(lambda params, x: mixer.apply(params, x)[0]).lower(params, x).compile()
   loss = lambda params, x: jnp.mean(mixer.apply(params, x)[0] ** 2)
   gradient = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile()
-  _, state = jax.jit(mixer.apply)(params, x[:1], mixer.init_state(width, 1, length + 1))
-  step = jax.jit(mixer.apply).lower(params, x[:1, :1], state).compile()
-  columns = dict(training_MiB=gradient.memory_analysis().temp_size_in_bytes / 2 ** 20,
-                 state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)), flops=mixer.flops(width, length))
-  return columns, dict(forward=lambda: forward(params, x), training=lambda: gradient(params, x), decode=lambda: step(params, x[:1, :1], state))
+  _, state = jax.jit(mixer.apply)(params, x[:1], mixer.init_state(width, 1, length + STEPS))
+  steps = jax.jit(lambda params, x, state: _decoded(mixer, params, x, state)).lower(params, x[:1, :1], state).compile()
+  columns = dict(training_MiB=gradient.memory_analysis().temp_size_in_bytes / 2 ** 20, state_bytes=_state_bytes(mixer, width, length),
+                 flops=mixer.flops(width, length))
+  return columns, dict(forward=lambda: forward(params, x), training=lambda: gradient(params, x), decode=lambda: steps(params, x[:1, :1], state))
+
+
+def _decoded(mixer, params, x, state):
+  """Token after token, each made of what the mixer said of the one before, so that no step can be computed ahead."""
+  def step(carried, _):
+    y, state = mixer.apply(params, *carried)
+    return (jnp.tanh(y), state), None
+  return jax.lax.scan(step, (x, state), length=STEPS)[0]
+
+
+def _state_bytes(mixer, width: int, length: int) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(lambda: mixer.init_state(width, 1, length))))
 
 
 PANELS = (('forward_us', 'prefill', 'microseconds per token'), ('training_us', 'forward + backward', 'microseconds per token'),
-          ('decode_us', 'one decoding step after `length` tokens', 'microseconds'), ('flops', 'forward FLOPs by arithmetic', 'per token'),
+          ('decode_us', 'one decoding step after so many tokens', 'microseconds'), ('flops', 'forward FLOPs by arithmetic', 'per token'),
           ('state_bytes', 'state', 'bytes per sequence'))
 
 
@@ -103,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('experiments', nargs='*', help='files whose first mixer is measured (default: the language models of experiments/quickstart*.py and *_small.py, without a longest length, no hybrids)')
   parser.add_argument('--lengths', type=int, nargs='+', default=[256, 1024, 4096, 16384], help='default %(default)s')
   parser.add_argument('--repeats', type=int, default=5, help='calls of which the fastest counts (default %(default)s)')
-  parser.add_argument('--batch', type=int, default=1, help='sequences, at every length (default %(default)s)')
+  parser.add_argument('--batch', type=int, default=4, help='sequences, at every length (default %(default)s)')
+  parser.add_argument('--segment', type=int, default=512, help='tokens that a mixer with a state of constant size reads at a time; 0: all at once (default %(default)s)')
   parser.add_argument('-o', '--output', type=pathlib.Path, default=pathlib.Path('runs/bench_mixers'), help='folder for rows.csv, rows.json and mixers.png (default %(default)s)')
   options = parser.parse_args(argv)
   folder, model_of = pathlib.Path('experiments'), lambda file: resolve(load_experiment(str(file)), []).model
@@ -117,10 +145,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise UserError(f'{other[0]}: bench mixers measures causal models only')
   if short := [str(file) for file, model in models.items() if (model.max_length or max(options.lengths)) < max(options.lengths)]:
     raise UserError(f'{short[0]} reads {models[pathlib.Path(short[0])].max_length} tokens at most; --lengths {max(options.lengths)} is above')
+  if options.segment < 0:
+    raise UserError(f'--segment {options.segment}: must be at least 0')
   rows = []
   for model in models.values():
     name = type(model.blocks[0].mixer).__name__
-    for row in run({name: model}, options.lengths, options.batch, options.repeats):
+    for row in run({name: model}, options.lengths, options.batch, options.repeats, options.segment):
       rows.append(row)
       print(f"{name} {row['length']}", file=sys.stderr, flush=True)
   for name in ('rows.json', 'rows.csv'):

@@ -17,10 +17,10 @@ from ssmlab.mixers import attention, retention
 def test_mixers_say_what_grows_with_length(tmp_path):
   models = {type(m).__name__: ssmlab.LM(vocab=16, width=32, pattern=(m,), depth=1)
             for m in (dataclasses.replace(attention.TINY, window=None), retention.TINY)}
-  rows = mixers.run(models, (16, 64), batch=2, repeats=1)
+  rows = mixers.run(models, (16, 64), batch=2, repeats=1, segment=32)
   assert [(row['mixer'], row['length']) for row in rows] == [(name, n) for name in models for n in (16, 64)]
   assert all(row[name] > 0 for row in rows for name in ('forward_us', 'training_us', 'decode_us', 'training_MiB', 'state_bytes', 'flops'))
-  assert [row['batch'] for row in rows] == [2, 2, 2, 2]
+  assert [row['batch'] for row in rows] == [2, 2, 2, 2] and [row['segment'] for row in rows] == [0, 0, 32, 32]      # attention's state grows
   short, long, short_retention, long_retention = rows
   assert long['state_bytes'] > 2 * short['state_bytes'] and long['flops'] > short['flops']
   assert long_retention['state_bytes'] == short_retention['state_bytes'] and long_retention['flops'] == short_retention['flops']
