@@ -1,9 +1,11 @@
 """Measurement of speed and memory: one module per suite, run by `ssmlab bench SUITE`.  Here what they share."""
 
 import csv
+import ctypes
 import json
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +15,15 @@ import jax
 from ssmlab.core.config import UserError
 
 Row = dict[str, Any]
+
+
+def keep_memory() -> None:
+  """From now on glibc keeps what a call gives back, for all threads together: otherwise the larger a call, the more of its time would be the system's,
+  which clears pages for it.  Where the C library is another one, a line says so."""
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+  trim_threshold, mmap_max, arena_max = -1, -4, -8                                   # malloc.h; a threshold of -1 is never reached
+  if mallopt is None or not all([mallopt(trim_threshold, -1), mallopt(mmap_max, 0), mallopt(arena_max, 1)]):
+    print('this C library cannot be told to keep memory; long inputs will seem slower than they are', file=sys.stderr)
 
 
 def seconds(action: Callable[[], Any], repeats: int) -> float:

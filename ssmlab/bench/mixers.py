@@ -147,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise UserError(f'{short[0]} reads {models[pathlib.Path(short[0])].max_length} tokens at most; --lengths {max(options.lengths)} is above')
   if options.segment < 0:
     raise UserError(f'--segment {options.segment}: must be at least 0')
+  bench.keep_memory()
   rows = []
   for model in models.values():
     name = type(model.blocks[0].mixer).__name__
