@@ -27,7 +27,8 @@ def run(models: dict[str, Any], lengths: Sequence[int], batch: int = 4, repeats:
     recurrence would have fewer lanes to run over at a time.
   segment: tokens that a mixer whose state does not grow with the length reads at a time (mixers.segmented); 0: all at once.
   Columns: microseconds per token of forward and of forward + backward (best of `repeats`, each of as many tokens as the longest length has, so
-  that a short length has no more chances of a quiet moment than a long one); of one of 64 decoding steps of one sequence after `length` tokens; training_MiB: temporary memory of the compiled gradient; state_bytes per sequence; flops: forward FLOPs per token by
+  that a short length has no more chances of a quiet moment than a long one); of one of 64 decoding steps of one sequence
+  after `length` tokens; training_MiB: temporary memory of the compiled gradient; state_bytes per sequence; flops: forward FLOPs per token by
   arithmetic.
   """
   return [row for name, model in models.items() for row in _rows(name, model, lengths, batch, repeats, segment)]

@@ -46,7 +46,10 @@ class Mixer:
     return None
 
   def signals(self, x: jax.Array) -> dict[str, Any]:
-    """Arrays that travel beside x from block to block, as they are before the first block.  x: [batch, time, width]."""
+    """Arrays that travel beside x from block to block, as they are before the first block.  x: [batch, time, width].
+
+    What is said of tokens leads with [batch, time]; the others are the same for all tokens.
+    """
     return {}
 
   def apply_signals(self, params, x: jax.Array, state, signals: dict[str, Any], *, segment_ids=None):

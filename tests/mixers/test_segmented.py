@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +45,8 @@ def test_outputs_and_gradients_are_the_mixers(mixer, tokens):
     (one, one_gradient), (many, many_gradient) = value(whole), value(parts)
     close(many, one)
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(one_gradient))
-    chex.assert_trees_all_close(many_gradient, one_gradient, atol=5e-5 * scale, rtol=0)
+    relative = lambda many, one: float(jnp.abs(many - one).max() / jnp.maximum(jnp.abs(one).max(), 1e-2 * scale))       # each array by its own largest
+    assert max(jax.tree.leaves(jax.tree.map(relative, many_gradient, one_gradient))) < 5e-5
 
 
 @pytest.mark.parametrize('mixer', [rwkv7.TINY, hgrn2.TINY], ids=lambda mixer: type(mixer).__name__)
